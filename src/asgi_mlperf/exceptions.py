@@ -1,0 +1,59 @@
+"""Every error the package raises, as one tree.
+
+::
+
+    ASGIMLPerfError
+    ├── ConfigurationError (ValueError)     settings that cannot be used; stops the start
+    ├── NotRunning (RuntimeError)           used outside the plugin's lifespan
+    ├── BatchError (RuntimeError)           a batched function broke its contract
+    ├── UnserializableError (TypeError)     a response holds a value JSON cannot say
+    ├── Overloaded (HTTPException)          refused at the door: 503 with Retry-After
+    └── DeadlineExceeded (HTTPException)    the deadline passed first: 504
+"""
+
+from __future__ import annotations
+
+from starlette.exceptions import HTTPException
+
+
+class ASGIMLPerfError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigurationError(ASGIMLPerfError, ValueError):
+    """Raised when settings cannot be used; names each variable and what it takes."""
+
+
+class NotRunning(ASGIMLPerfError, RuntimeError):  # noqa: N818 - the public name, without the suffix
+    """Raised by ``run`` and batched functions outside the plugin's lifespan."""
+
+
+class BatchError(ASGIMLPerfError, RuntimeError):
+    """Raised to every caller of a batch whose function did not return one result per item."""
+
+
+class UnserializableError(ASGIMLPerfError, TypeError):
+    """Raised when a response holds a value that JSON cannot say; names where it stands."""
+
+
+class Overloaded(ASGIMLPerfError, HTTPException):  # noqa: N818 - the public name, without the suffix
+    """Raised when work is refused because it cannot be done in time.
+
+    An ``HTTPException``: left alone in a handler, it becomes a 503 response with ``Retry-After``.
+    """
+
+    def __init__(self, detail: str, *, retry_after_s: int) -> None:
+        """Refuse, and tell the client to come back in ``retry_after_s`` whole seconds."""
+        super().__init__(503, detail, headers={"Retry-After": str(retry_after_s)})
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(ASGIMLPerfError, HTTPException):  # noqa: N818 - the public name, without the suffix
+    """Raised when a deadline passes before the result is there.
+
+    An ``HTTPException``: left alone in a handler, it becomes a 504 response.
+    """
+
+    def __init__(self, detail: str) -> None:
+        """Say what did not finish in time."""
+        super().__init__(504, detail)
