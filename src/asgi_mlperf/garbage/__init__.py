@@ -1,0 +1,1 @@
+"""Garbage collection that stays out of the way of requests."""

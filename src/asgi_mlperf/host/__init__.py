@@ -1,0 +1,1 @@
+"""What the machine gives this worker: CPUs, memory, and the native threads that may use them."""

@@ -1,0 +1,1 @@
+"""Model calls on a bounded set of threads, one by one or in batches."""

@@ -1,0 +1,66 @@
+"""The only code that runs for every request."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from asgi_mlperf.hooks import Exchange
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from asgi_mlperf.hooks import Serving
+
+_SCOPE_KEY = "asgi_mlperf"
+_CLIENT_LEFT = 499
+_ERROR = 500
+
+
+class Installed(Protocol):
+    """What the middleware needs of a plugin."""
+
+    def serving(self) -> Serving | None:
+        """Return what serves on the running event loop; None while the plugin does not run there."""
+
+
+class PerfMiddleware:
+    """Measures requests, tells the garbage collector when they end, and answers health and metrics paths.
+
+    Changes no request and no response. While the plugin's lifespan does not run, everything passes
+    through untouched, with one warning per plugin.
+    """
+
+    def __init__(self, app: ASGIApp, plugin: Installed) -> None:
+        """Wrap ``app``; all state is in ``plugin`` and in each request's own ``Exchange``."""
+        self.app = app
+        self.plugin = plugin
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or pass a websocket or the lifespan on."""
+        if scope["type"] != "http" or _SCOPE_KEY in scope:
+            await self.app(scope, receive, send)
+            return
+        serving = self.plugin.serving()
+        if serving is None:
+            await self.app(scope, receive, send)
+            return
+        endpoint = serving.endpoint(scope)
+        if endpoint is not None:
+            await endpoint(scope, receive, send)
+            return
+        exchange = scope[_SCOPE_KEY] = Exchange(scope, send, serving.clock(), serving.traffic)
+        try:
+            exchange.open(serving.hooks)
+            await self.app(scope, receive, exchange.send)
+        except (asyncio.CancelledError, OSError):
+            exchange.status = _CLIENT_LEFT
+            raise
+        except BaseException:
+            exchange.status = exchange.status or _ERROR
+            raise
+        else:
+            if not exchange.ended:
+                exchange.status = _CLIENT_LEFT
+        finally:
+            exchange.end()

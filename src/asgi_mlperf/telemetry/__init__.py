@@ -1,0 +1,1 @@
+"""Where the time went: request and inference metrics, event-loop lag, and their exposition."""

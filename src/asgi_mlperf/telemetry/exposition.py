@@ -1,0 +1,60 @@
+"""The metrics endpoint: rendered off the event loop, with a slot that inference cannot take."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.datastructures import Headers
+from starlette.responses import Response
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.metrics_core import Metric
+    from starlette.types import Receive, Scope, Send
+
+    from asgi_mlperf.telemetry.metrics import Metrics, MetricsSettings
+
+
+class Exposition:
+    """An ASGI app that answers a scrape in the format that the scraper asks for."""
+
+    def __init__(self, settings: MetricsSettings, metrics: Metrics) -> None:
+        """Serve ``metrics``, with prometheus-client's default registry if the settings say so.
+
+        With ``PROMETHEUS_MULTIPROC_DIR`` set, as prometheus-client wants it, serve all workers' metrics.
+        """
+        self._registry = _source(settings, metrics)
+        self._limiter = anyio.CapacityLimiter(1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one scrape."""
+        encode, content_type = choose_encoder(Headers(scope=scope).get("accept", ""))
+        body = await anyio.to_thread.run_sync(encode, self._registry, limiter=self._limiter)
+        await Response(body, headers={"content-type": content_type})(scope, receive, send)
+
+
+class _Registries(CollectorRegistry):
+    """Several registries, collected as one."""
+
+    def __init__(self, *registries: CollectorRegistry) -> None:
+        super().__init__()
+        self._registries = registries
+
+    def collect(self) -> Iterator[Metric]:
+        for registry in self._registries:
+            yield from registry.collect()
+
+
+def _source(settings: MetricsSettings, metrics: Metrics) -> CollectorRegistry:
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call] # prometheus-client's is untyped
+        return registry
+    return _Registries(metrics.registry, REGISTRY) if settings.default_registry else metrics.registry

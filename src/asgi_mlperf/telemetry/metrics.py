@@ -1,0 +1,153 @@
+"""Every series the package has, in one place, in a registry of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_settings import NoDecode
+
+from asgi_mlperf.hooks import PoolObservers
+from asgi_mlperf.telemetry.routes import RouteTemplates
+
+if TYPE_CHECKING:
+    from asgi_mlperf.hooks import Clock, Closer, Exchange
+
+_METHODS = frozenset(
+    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
+)
+_FINE = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class MetricsSettings(BaseModel):
+    """What is measured and where it is served."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = Field(default=True, description="measure requests and inference, and serve the metrics")
+    path: str = Field(default="/metrics", pattern="^/", description="path of the metrics endpoint")
+    buckets: Annotated[tuple[float, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+        min_length=1,
+        description="upper bounds of the request duration histogram, in seconds, comma-separated",
+    )
+    exclude: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=(), description="route templates that are not measured, comma-separated"
+    )
+    default_registry: bool = Field(
+        default=True, description="also serve prometheus-client's default registry (process and own metrics)"
+    )
+
+
+class Metrics:
+    """The instruments of one running plugin."""
+
+    def __init__(self, settings: MetricsSettings, *, clock: Clock, app: Any) -> None:
+        """Create every series in a new registry; ``app`` is where route templates come from."""
+        self.registry = registry = CollectorRegistry()
+        self._clock = clock
+        self._templates = RouteTemplates(app)
+        self._excluded = frozenset(settings.exclude)
+        self._requests: dict[tuple[str, str, int], Histogram] = {}
+        self._duration = Histogram(
+            "http_server_request_duration_seconds",
+            "Time from the first look at a request to the last byte of its response.",
+            ("http_request_method", "http_route", "http_response_status_code"),
+            buckets=settings.buckets,
+            registry=registry,
+        )
+        self._active = Gauge(
+            "http_server_active_requests",
+            "Requests in flight.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.gc_pause = Histogram(
+            "asgi_mlperf_gc_pause_seconds",
+            "Pauses of the garbage collector, and whether they fell into a request.",
+            ("generation", "where"),
+            buckets=_FINE,
+            registry=registry,
+        )
+        self.loop_lag = Histogram(
+            "asgi_mlperf_event_loop_lag_seconds",
+            "How late the event loop came back, because of the garbage collector or of anything else.",
+            ("cause",),
+            buckets=_FINE,
+            registry=registry,
+        )
+        self._queue = Histogram(
+            "asgi_mlperf_inference_queue_seconds",
+            "Time from a model call to its start.",
+            ("pool",),
+            buckets=_FINE,
+            registry=registry,
+        )
+        self._run = Histogram(
+            "asgi_mlperf_inference_run_seconds",
+            "Run time of a model call or batch.",
+            ("pool",),
+            buckets=_FINE,
+            registry=registry,
+        )
+        self._queue_length = Gauge(
+            "asgi_mlperf_inference_queue_length",
+            "Model calls and batches that wait for a slot.",
+            ("pool",),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._refused = Counter(
+            "asgi_mlperf_refused",
+            "Model calls refused, by reason.",
+            ("pool", "reason"),
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "asgi_mlperf_batch_size",
+            "Items per batch.",
+            ("function",),
+            buckets=_SIZES,
+            registry=registry,
+        )
+        self.native_threads = Gauge(
+            "asgi_mlperf_native_threads",
+            "Native threads that an op of the library may use in an inference thread.",
+            ("library",),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+
+    def pool(self, name: str) -> PoolObservers:
+        """Return where the measurements of the pool ``name`` go."""
+        queue_length, refused = self._queue_length.labels(name), self._refused
+        queue_length.set(0)
+        return PoolObservers(
+            wait=self._queue.labels(name),
+            run=self._run.labels(name),
+            queue_length=queue_length.set,
+            refused=lambda reason: refused.labels(name, reason).inc(),
+        )
+
+    def hook(self, _: Exchange) -> Closer:
+        """Count a request in flight, and measure it when it ends."""
+        self._active.inc()
+        return self._ended
+
+    def _ended(self, exchange: Exchange) -> None:
+        self._active.dec()
+        method = exchange.scope["method"]
+        route = self._templates.route_of(exchange)
+        key = (method if method in _METHODS else "_OTHER", route, exchange.status)
+        child = self._requests.get(key)
+        if child is None:
+            if route in self._excluded:
+                return
+            child = self._requests[key] = self._duration.labels(*key)
+        child.observe(self._clock() - exchange.started_at)
