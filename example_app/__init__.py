@@ -1,0 +1,1 @@
+"""An example service: digits and recommendations behind FastAPI, with asgi-mlperf installed."""

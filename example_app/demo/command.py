@@ -1,0 +1,152 @@
+"""The demo from the first line to the last."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from example_app.demo.failure import DemoFailed
+from example_app.demo.load import Workload, send
+from example_app.demo.report import Comparison, Figures, as_json, figures, markdown, table
+from example_app.demo.server import Server, serving
+from example_app.demo.workloads import workloads
+from example_app.model import cache_directory, classifier
+from example_app.training import TrainingFailed
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Sequence
+
+_MODES = {"stock": False, "plugin": True}
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; return the exit code."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    console = Console()
+    try:
+        _run(console, options)
+    except DemoFailed as failure:
+        console.print(f"\n[bold red]The demo failed.[/] {escape(failure.happened)}", highlight=False)
+        console.print(f"[bold]What to do:[/] {escape(failure.remedy)}", highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nInterrupted; no server is left running.")
+        return _INTERRUPTED
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m example_app.demo", description=__doc__)
+    parser.add_argument(
+        "--seconds", type=float, default=6.0, help="how long to measure each endpoint in each mode"
+    )
+    parser.add_argument(
+        "--markdown", type=Path, metavar="PATH", help="also write the table there, as Markdown"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write every figure there, as JSON")
+    return parser
+
+
+def _run(console: Console, options: Namespace) -> None:
+    prepared = _prepare(console)
+    measured: dict[str, list[Figures]] = {}
+    memory_mb: dict[str, float | None] = {}
+    for mode, plugin in _MODES.items():
+        with console.status(f"starting the server ({mode})") as status, serving(plugin=plugin) as server:
+            status.stop()
+            measured[mode] = _measure(console, server, prepared, mode, options.seconds)
+            memory_mb[mode] = server.memory_mb()
+    comparisons = [
+        Comparison(workload.path, workload.connections, stock, with_plugin)
+        for workload, stock, with_plugin in zip(prepared, measured["stock"], measured["plugin"], strict=True)
+    ]
+    _conclude(console, comparisons, memory_mb)
+    _write(options, comparisons, memory_mb)
+
+
+def _prepare(console: Console) -> tuple[Workload, ...]:
+    with console.status("loading the model (the first run trains it, in seconds)"):
+        try:
+            model = classifier()
+        except TrainingFailed as error:
+            raise DemoFailed("The model could not be trained.", str(error)) from error
+        prepared = workloads(model)
+    console.print(
+        f"Model: {model.accuracy:.1%} of the held-out digits right, kept in {cache_directory()}",
+        highlight=False,
+    )
+    return prepared
+
+
+def _measure(
+    console: Console, server: Server, prepared: Sequence[Workload], mode: str, seconds: float
+) -> list[Figures]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[rate]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        return [_measure_one(server, workload, mode, seconds, progress) for workload in prepared]
+
+
+def _measure_one(
+    server: Server, workload: Workload, mode: str, seconds: float, progress: Progress
+) -> Figures:
+    task = progress.add_task(f"{mode:6} POST {workload.path:9}", total=seconds, rate="warming up")
+
+    def advance(elapsed: float, requests: int) -> None:
+        progress.update(task, completed=min(elapsed, seconds), rate=f"{requests / elapsed:.0f} requests/s")
+
+    try:
+        measured = asyncio.run(
+            send(server.base_url, workload, warm_up_s=1.0, seconds=seconds, progress=advance)
+        )
+    except DemoFailed:
+        server.raise_if_ended()
+        raise
+    workload.check(measured.answers)
+    progress.update(task, completed=seconds, rate=f"{len(measured.latencies_s)} answers, all right")
+    return figures(measured)
+
+
+def _conclude(
+    console: Console, comparisons: Sequence[Comparison], memory_mb: dict[str, float | None]
+) -> None:
+    console.print(table(comparisons))
+    if all(memory_mb.values()):
+        console.print(
+            f"Memory after the load: {memory_mb['stock']:.0f} → {memory_mb['plugin']:.0f} MB.",
+            highlight=False,
+        )
+    console.print("Serve it yourself: [bold]make serve[/], then open http://127.0.0.1:8000")
+
+
+def _write(options: Namespace, comparisons: Sequence[Comparison], memory_mb: dict[str, float | None]) -> None:
+    try:
+        if options.markdown:
+            options.markdown.write_text(markdown(comparisons), encoding="utf-8")
+        if options.json:
+            options.json.write_text(
+                json.dumps(as_json(comparisons, memory_mb), indent=2) + "\n", encoding="utf-8"
+            )
+    except OSError as error:
+        raise DemoFailed(
+            f"The results could not be written: {error}.", "Name a file in a writable directory."
+        ) from error
+
+
+def _interrupt(_signal: int, _frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
