@@ -1,0 +1,31 @@
+"""The command line: ``asgi-mlperf config`` and ``asgi-mlperf doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from asgi_mlperf.cli import config, doctor
+from asgi_mlperf.exceptions import ConfigurationError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, or 2 when the settings cannot be used."""
+    parser = argparse.ArgumentParser(prog="asgi-mlperf", description="What asgi-mlperf would do here.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, run, what in (
+        ("config", config.main, "show every setting, its value, its default and where the value came from"),
+        ("doctor", doctor.main, "examine this machine and say what would be advised"),
+    ):
+        command = commands.add_parser(name, help=what, description=what)
+        command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        if name == "config":
+            command.add_argument("--markdown", action="store_true", help="print the table of the README")
+        command.set_defaults(run=run)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0

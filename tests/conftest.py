@@ -1,0 +1,45 @@
+"""What every test shares: both event loops, and a process left as it was found."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from anyio._backends import _asyncio as anyio_asyncio
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    ]
+)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def process_state() -> dict[str, Any]:
+    """Everything process-wide that the plugin may touch."""
+    return {
+        "gc thresholds": gc.get_threshold(),
+        "gc enabled": gc.isenabled(),
+        "gc callbacks": list(gc.callbacks),
+        "gc frozen": gc.get_freeze_count() > 1_000,
+        "Thread.run": threading.Thread.run,
+        "WorkerThread.run": anyio_asyncio.WorkerThread.run,
+        "signal handlers": [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)],
+    }
+
+
+@pytest.fixture(autouse=True)
+def process_as_found(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in [name for name in os.environ if name.startswith("ASGI_MLPERF_")]:
+        monkeypatch.delenv(name)
+    before = process_state()
+    yield
+    assert process_state() == before
