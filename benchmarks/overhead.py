@@ -67,6 +67,13 @@ async def with_exporter(routes: int) -> AsyncIterator[FastAPI]:
     yield app
 
 
+PACKAGES = (
+    "fastapi",
+    "starlette",
+    "prometheus-client",
+    "prometheus-fastapi-instrumentator",
+    "starlette-exporter",
+)
 CONTENDERS = {
     "bare route": stock,
     "asgi-mlperf": with_plugin,
@@ -150,8 +157,7 @@ def main() -> None:
     for routes in options.routes:
         results[routes] = asyncio.run(measure(routes, options.rounds, options.count))
         print(table(results[routes], routes), end="\n\n")
-    packages = ("fastapi", "starlette", "prometheus-client", "prometheus-fastapi-instrumentator", "starlette-exporter")
-    versions = {package: version(package) for package in packages}
+    versions = {package: version(package) for package in PACKAGES}
     print(", ".join(f"{package} {number}" for package, number in versions.items()))
     if options.json:
         options.json.write_text(json.dumps({"versions": versions, "microseconds": results}, indent=1))

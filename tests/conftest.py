@@ -28,7 +28,9 @@ def process_state() -> dict[str, Any]:
     return {
         "gc thresholds": gc.get_threshold(),
         "gc enabled": gc.isenabled(),
-        "gc callbacks": list(gc.callbacks),
+        "gc callbacks": [
+            callback for callback in gc.callbacks if not callback.__module__.startswith("hypothesis.")
+        ],
         "gc frozen": gc.get_freeze_count() > 1_000,
         "Thread.run": threading.Thread.run,
         "WorkerThread.run": anyio_asyncio.WorkerThread.run,

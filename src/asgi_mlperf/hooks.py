@@ -32,6 +32,10 @@ class PoolObservers:
     refused: Callable[[str], None]
 
 
+CLIENT_LEFT = 499
+"""The status, as nginx has it, of a request whose client left before the response was complete."""
+
+
 class Traffic:
     """How many requests are in flight, kept by the middleware and read by whoever needs it."""
 
@@ -88,9 +92,19 @@ class Exchange:
             for closer in reversed(self._closers):
                 closer(self)
 
+    def client_left(self) -> None:
+        """Note that the response will not be completed, unless it was: the rest is nobody's to read."""
+        if not self.ended:
+            self.status = CLIENT_LEFT
+            self.end()
+
     async def send(self, message: Message) -> None:
         """Forward a message unchanged, noting the status and the end of the response."""
-        await self._send(message)
+        try:
+            await self._send(message)
+        except OSError:  # how ASGI servers say that the client left
+            self.client_left()
+            raise
         kind = message["type"]
         if kind == "http.response.body":
             if not message.get("more_body", False) and not self._trailers:

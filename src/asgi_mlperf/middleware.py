@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
+from starlette.requests import ClientDisconnect
+
 from asgi_mlperf.hooks import Exchange
 
 if TYPE_CHECKING:
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from asgi_mlperf.hooks import Serving
 
 _SCOPE_KEY = "asgi_mlperf"
-_CLIENT_LEFT = 499
 _ERROR = 500
 
 
@@ -53,14 +54,13 @@ class PerfMiddleware:
         try:
             exchange.open(serving.hooks)
             await self.app(scope, receive, exchange.send)
-        except (asyncio.CancelledError, OSError):
-            exchange.status = _CLIENT_LEFT
+        except (asyncio.CancelledError, ClientDisconnect):
+            exchange.client_left()
             raise
         except BaseException:
             exchange.status = exchange.status or _ERROR
             raise
         else:
-            if not exchange.ended:
-                exchange.status = _CLIENT_LEFT
+            exchange.client_left()
         finally:
             exchange.end()

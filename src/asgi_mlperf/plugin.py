@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, TypeVarTuple, overload
 
 from starlette.concurrency import run_in_threadpool
 
@@ -18,7 +18,7 @@ from asgi_mlperf.runtime import Publisher, Runtime, running
 from asgi_mlperf.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
     from starlette.applications import Starlette
@@ -29,8 +29,17 @@ log = logging.getLogger("asgi_mlperf")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
 WarmUp = TypeVar("WarmUp", bound="Callable[[], Any]")
 Arguments = TypeVarTuple("Arguments")
+
+
+class Results(Protocol[Result_co]):
+    """What a batched function returns: a list, a tuple, an array or a tensor, one result per item."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Result_co: ...
+
 
 _FIX = (
     "pass lifespan=plugin.lifespan (or plugin.wrap(your_lifespan)) to the app, or call plugin.install(app); "
@@ -119,11 +128,11 @@ class Plugin:
 
     @overload
     def batched(
-        self, func: Callable[[list[Item]], Awaitable[Sequence[Result]]], *, max_size: int | None = None
+        self, func: Callable[[list[Item]], Results[Result]], *, max_size: int | None = None
     ) -> Batched[Item, Result]: ...
     @overload
     def batched(
-        self, func: Callable[[list[Item]], Sequence[Result]], *, max_size: int | None = None
+        self, func: Callable[[list[Item]], Awaitable[Results[Result]]], *, max_size: int | None = None
     ) -> Batched[Item, Result]: ...
     @overload
     def batched(self, *, max_size: int | None = None) -> _Decorator: ...
@@ -189,6 +198,10 @@ class Batched(Generic[Item, Result]):
     ``timeout`` is as in ``Plugin.run``, for this item. The plain function is ``__wrapped__``.
     """
 
+    __name__: str
+    __qualname__: str
+    __wrapped__: Callable[[list[Item]], Any]
+
     def __init__(self, plugin: Plugin, func: Callable[[list[Item]], Any], max_size: int) -> None:
         """Declare; nothing runs before the plugin's lifespan."""
         self._plugin = plugin
@@ -229,11 +242,11 @@ class _Decorator:
         self._max_size = max_size
 
     @overload
-    def __call__(
-        self, func: Callable[[list[Item]], Awaitable[Sequence[Result]]], /
-    ) -> Batched[Item, Result]: ...
+    def __call__(self, func: Callable[[list[Item]], Results[Result]], /) -> Batched[Item, Result]: ...
     @overload
-    def __call__(self, func: Callable[[list[Item]], Sequence[Result]], /) -> Batched[Item, Result]: ...
+    def __call__(
+        self, func: Callable[[list[Item]], Awaitable[Results[Result]]], /
+    ) -> Batched[Item, Result]: ...
     def __call__(self, func: Any, /) -> Any:
         return Batched(self._plugin, func, self._max_size)
 

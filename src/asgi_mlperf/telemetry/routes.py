@@ -17,6 +17,7 @@ UNMATCHED = ""
 
 _REST = "/{path}"
 _REST_PATTERN = "/(?P<path>.*)$"
+_ANYTHING = re.compile("")
 
 
 class RouteTemplates:
@@ -88,7 +89,7 @@ class RouteTemplates:
             if path_regex is None:
                 self._read(inner or (), template, pattern)
             elif not hasattr(route, "endpoint"):
-                self._endpoints.setdefault(id(route.app), []).append((path_regex, _REST))
+                self._endpoints.setdefault(id(route.app), []).append((_ANYTHING, _REST))
                 self._read_mount(route, inner or (), template, pattern)
             else:
                 self._endpoints.setdefault(id(route.endpoint), []).append((path_regex, route.path_format))

@@ -1,0 +1,67 @@
+"""In-process ASGI calls: no server, every message seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def http_scope(path: str, method: str = "GET", **more: Any) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"test")],
+        "client": ("127.0.0.1", 1),
+        "server": ("test", 80),
+        **more,
+    }
+
+
+@dataclass
+class Answer:
+    """The messages that an app sent."""
+
+    messages: list[Any] = field(default_factory=list)
+
+    @property
+    def status(self) -> int:
+        return int(self.messages[0]["status"])
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.messages[1:])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {name.decode(): value.decode() for name, value in self.messages[0]["headers"]}
+
+
+async def call(
+    app: Any,
+    path: str = "/",
+    method: str = "GET",
+    *,
+    on_send: Callable[[Any], None] | None = None,
+    **more: Any,
+) -> Answer:
+    """Call ``app`` once; ``on_send`` sees each message and may raise, as servers do when the client left."""
+    answer = Answer()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if on_send is not None:
+            on_send(message)
+        answer.messages.append(message)
+
+    await app(http_scope(path, method, **more), receive, send)
+    return answer
