@@ -1,0 +1,82 @@
+"""Several workers behind one port, and a worker that is replaced."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import Counter
+
+import pytest
+from tests.servers.serving import COMMANDS, PATIENCE_S, Server, serving
+
+NAMES = ("uvicorn --workers 2", "gunicorn", "granian --workers 2")
+
+
+def scrape_all(server: Server) -> dict[int, str]:
+    """Scrape until each of two workers has answered."""
+    scrapes: dict[int, str] = {}
+    deadline = time.monotonic() + PATIENCE_S
+    while len(scrapes) < 2 and time.monotonic() < deadline:
+        text = server.get("/metrics").body
+        scrapes[int(float(re.findall(r"^served_pid (\S+)$", text, re.MULTILINE)[0]))] = text
+    return scrapes
+
+
+def answered_by_two(server: Server, path: str) -> Counter[int]:
+    """Ask until each of two workers has answered; return how many requests each took."""
+    answers: Counter[int] = Counter()
+    deadline = time.monotonic() + PATIENCE_S
+    while len(answers) < 2 and time.monotonic() < deadline:
+        answers[server.get(path).json["pid"]] += 1
+    return answers
+
+
+def requests_in(text: str, route: str) -> float:
+    counts = re.findall(
+        rf'^http_server_request_duration_seconds_count{{.*http_route="{route}".*}} (\S+)$', text, re.MULTILINE
+    )
+    return sum(map(float, counts))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_worker_answers_with_its_own_metrics(name, tmp_path):
+    with serving(COMMANDS[name], tmp_path) as server:
+        workers = {event["pid"] for event in server.wait_for("startup", 2)}
+        answers = answered_by_two(server, "/pid")
+        scrapes = scrape_all(server)
+        assert scrapes.keys() == answers.keys() == workers
+        assert {pid: requests_in(text, "/pid") for pid, text in scrapes.items()} == answers
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_a_multiprocess_directory_one_scrape_holds_the_sum_of_both_workers(name, tmp_path):
+    directory = tmp_path / "metrics"
+    directory.mkdir()
+    with serving(COMMANDS[name], tmp_path, environ={"PROMETHEUS_MULTIPROC_DIR": str(directory)}) as server:
+        server.wait_for("startup", 2)
+        answers = answered_by_two(server, "/pid")
+        assert len(answers) == 2
+        deadline = time.monotonic() + 5
+        while (total := requests_in(server.get("/metrics").body, "/pid")) < answers.total():
+            assert time.monotonic() < deadline, f"{total} of {answers.total()}"
+        assert total == answers.total()
+
+
+def test_a_changed_file_reloads_the_app(tmp_path):
+    with serving(COMMANDS["uvicorn --reload"], tmp_path) as server:
+        (before,) = server.wait_for("startup")
+        assert server.get("/double?number=21").body == "42"
+        app = tmp_path / "served.py"
+        app.write_text(app.read_text().replace("number * 2", "number * 20"))
+        os.utime(app, ns=(time.time_ns(), time.time_ns() + 10**9))
+        after = server.wait_for("startup", 2)[1]
+        assert server.wait_for("shutdown")[0]["pid"] == before["pid"] != after["pid"]
+        assert server.get("/double?number=21").body == "420"
+        assert server.get("/readyz").status == 200
+        server.terminate()
+        server.exit_status()
+        assert server.wait_for("shutdown", 2)[1]["pid"] == after["pid"]
+        assert not re.search(
+            r"Traceback|never awaited|Task was destroyed|Event loop is closed", server.output
+        )
