@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 
 from asgi_mlperf import PerfMiddleware, Plugin, Settings
 
-plugin = Plugin(Settings(workers=2, pool={"threads": 2}))  # type: ignore[arg-type] # pydantic takes the section as a mapping
+plugin = Plugin(Settings(workers=2, pool={"threads": 2}))
 starlette_app = Starlette(lifespan=plugin.lifespan)
 starlette_app.add_middleware(PerfMiddleware, plugin=plugin)
 fastapi_app = FastAPI(lifespan=plugin.wrap(None))
