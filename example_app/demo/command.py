@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 from argparse import ArgumentParser
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from example_app.demo.comparison import compare
 from example_app.demo.failure import DemoFailed
-from example_app.demo.load import Workload, send
-from example_app.demo.report import Comparison, Figures, as_json, figures, markdown, table
-from example_app.demo.server import Server, serving
+from example_app.demo.report import as_json, markdown, table
 from example_app.demo.workloads import workloads
 from example_app.model import cache_directory, classifier
 from example_app.training import TrainingFailed
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-_MODES = {"stock": False, "plugin": True}
+    from example_app.demo.load import Workload
+    from example_app.demo.report import Comparison
+
 _INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; return the exit code."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
     console = Console()
     try:
-        _run(console, options)
+        with _sigterm_as_interrupt():
+            _run(console, options)
     except DemoFailed as failure:
         console.print(f"\n[bold red]The demo failed.[/] {escape(failure.happened)}", highlight=False)
         console.print(f"[bold]What to do:[/] {escape(failure.remedy)}", highlight=False)
@@ -60,17 +60,7 @@ def _parser() -> ArgumentParser:
 
 def _run(console: Console, options: Namespace) -> None:
     prepared = _prepare(console)
-    measured: dict[str, list[Figures]] = {}
-    memory_mb: dict[str, float | None] = {}
-    for mode, plugin in _MODES.items():
-        with console.status(f"starting the server ({mode})") as status, serving(plugin=plugin) as server:
-            status.stop()
-            measured[mode] = _measure(console, server, prepared, mode, options.seconds)
-            memory_mb[mode] = server.memory_mb()
-    comparisons = [
-        Comparison(workload.path, workload.connections, stock, with_plugin)
-        for workload, stock, with_plugin in zip(prepared, measured["stock"], measured["plugin"], strict=True)
-    ]
+    comparisons, memory_mb = compare(console, prepared, options.seconds)
     _conclude(console, comparisons, memory_mb)
     _write(options, comparisons, memory_mb)
 
@@ -87,39 +77,6 @@ def _prepare(console: Console) -> tuple[Workload, ...]:
         highlight=False,
     )
     return prepared
-
-
-def _measure(
-    console: Console, server: Server, prepared: Sequence[Workload], mode: str, seconds: float
-) -> list[Figures]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[rate]}"),
-    )
-    with Progress(*columns, console=console) as progress:
-        return [_measure_one(server, workload, mode, seconds, progress) for workload in prepared]
-
-
-def _measure_one(
-    server: Server, workload: Workload, mode: str, seconds: float, progress: Progress
-) -> Figures:
-    task = progress.add_task(f"{mode:6} POST {workload.path:9}", total=seconds, rate="warming up")
-
-    def advance(elapsed: float, requests: int) -> None:
-        progress.update(task, completed=min(elapsed, seconds), rate=f"{requests / elapsed:.0f} requests/s")
-
-    try:
-        measured = asyncio.run(
-            send(server.base_url, workload, warm_up_s=1.0, seconds=seconds, progress=advance)
-        )
-    except DemoFailed:
-        server.raise_if_ended()
-        raise
-    workload.check(measured.answers)
-    progress.update(task, completed=seconds, rate=f"{len(measured.latencies_s)} answers, all right")
-    return figures(measured)
 
 
 def _conclude(
@@ -148,5 +105,15 @@ def _write(options: Namespace, comparisons: Sequence[Comparison], memory_mb: dic
         ) from error
 
 
-def _interrupt(_signal: int, _frame: Any) -> NoReturn:
-    raise KeyboardInterrupt
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end the servers too, as Ctrl-C does."""
+
+    def interrupt(_signal: int, _frame: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Answers = dict[int, set[bytes]]
-    Progress = Callable[[float, int], None]
+    Progress = Callable[[float], None]
 
 _TICK_S = 0.1
 _ANSWER_WITHIN_S = 15.0
@@ -47,28 +47,33 @@ class Measured:
 
 
 async def send(
-    base_url: str, workload: Workload, *, warm_up_s: float, seconds: float, progress: Progress
-) -> Measured:
-    """Keep the workload's connections busy for ``seconds``, after a warm-up that does not count."""
+    base_url: str,
+    workload: Workload,
+    measured: Measured,
+    *,
+    warm_up_s: float,
+    seconds: float,
+    progress: Progress,
+) -> None:
+    """Keep the connections busy for ``seconds``, after a warm-up that does not count; add to ``measured``."""
     connector = aiohttp.TCPConnector(limit=workload.connections)
     timeout = aiohttp.ClientTimeout(total=_ANSWER_WITHIN_S)
     async with aiohttp.ClientSession(
         base_url, connector=connector, headers=_HEADERS, timeout=timeout
     ) as session:
         with _quiet_collector():
-            await _send_for(warm_up_s, session, workload, lambda _elapsed, _count: None)
-            return await _send_for(seconds, session, workload, progress)
+            await _send_for(warm_up_s, session, workload, Measured(), lambda _elapsed: None)
+            await _send_for(seconds, session, workload, measured, progress)
 
 
 async def _send_for(
-    seconds: float, session: aiohttp.ClientSession, workload: Workload, progress: Progress
-) -> Measured:
-    measured = Measured()
-    bodies = count()
+    seconds: float, session: aiohttp.ClientSession, workload: Workload, measured: Measured, progress: Progress
+) -> None:
+    bodies = count(len(measured.latencies_s))
     started = perf_counter()
     try:
         async with asyncio.TaskGroup() as group:
-            ticker = group.create_task(_tick(started, measured, progress))
+            ticker = group.create_task(_tick(started, progress))
             senders = [
                 group.create_task(_send_until(started + seconds, session, workload, bodies, measured))
                 for _ in range(workload.connections)
@@ -77,8 +82,7 @@ async def _send_for(
             ticker.cancel()
     except* (aiohttp.ClientError, TimeoutError, DemoFailed) as failures:
         raise _explained(failures.exceptions[0], workload) from None
-    measured.seconds = perf_counter() - started
-    return measured
+    measured.seconds += perf_counter() - started
 
 
 async def _send_until(
@@ -101,23 +105,21 @@ async def _send_until(
         sent = done
 
 
-async def _tick(started: float, measured: Measured, progress: Progress) -> None:
+async def _tick(started: float, progress: Progress) -> None:
     while True:
         await asyncio.sleep(_TICK_S)
-        progress(perf_counter() - started, len(measured.latencies_s))
+        progress(perf_counter() - started)
 
 
 @contextmanager
 def _quiet_collector() -> Iterator[None]:
     """Keep this process's own garbage collection out of the server's figures."""
     gc.collect()
-    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
-        gc.unfreeze()
 
 
 def _refused(workload: Workload, status: int, answer: bytes) -> DemoFailed:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
     from example_app.demo.load import Measured
 
-COLUMNS = ("Endpoint (connections)", "p50 ms", "p99 ms", "requests/s")
-LEGEND = "stock → with the plugin (how many times better)"
+COLUMNS = ("Endpoint", "p50 ms", "p99 ms", "requests/s")
+LEGEND = "Endpoint (connections): stock → with the plugin (how many times better)"
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,12 @@ class Comparison:
     def cells(self) -> tuple[str, str, str, str]:
         """Return the row of the table, in the order of ``COLUMNS``."""
         stock, plugin, ratios = self.stock, self.plugin, self.ratios
+        rates = f"{_short(stock.requests_per_s)} → {_short(plugin.requests_per_s)}"
         return (
             f"{self.endpoint} ({self.connections})",
-            f"{stock.p50_ms:.1f} → {plugin.p50_ms:.1f} ({ratios['p50']:.1f}x)",
-            f"{stock.p99_ms:.1f} → {plugin.p99_ms:.1f} ({ratios['p99']:.1f}x)",
-            f"{stock.requests_per_s:.0f} → {plugin.requests_per_s:.0f} ({ratios['requests_per_s']:.1f}x)",
+            f"{_short(stock.p50_ms)} → {_short(plugin.p50_ms)} ({ratios['p50']:.1f}x)",
+            f"{_short(stock.p99_ms)} → {_short(plugin.p99_ms)} ({ratios['p99']:.1f}x)",
+            f"{rates} ({ratios['requests_per_s']:.1f}x)",
         )
 
 
@@ -79,10 +81,16 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[max(0, ceil(len(ordered) * percent / 100) - 1)]
 
 
+def _short(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
 def table(comparisons: Sequence[Comparison]) -> Table:
     """Return the table for a terminal."""
-    shown = Table(caption=LEGEND, caption_justify="left")
-    shown.add_column(COLUMNS[0])
+    shown = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, caption=LEGEND, caption_justify="left"
+    )
+    shown.add_column(COLUMNS[0], no_wrap=True)
     for column in COLUMNS[1:]:
         shown.add_column(column, justify="right", no_wrap=True)
     for comparison in comparisons:
@@ -101,9 +109,9 @@ def conditions(comparisons: Sequence[Comparison]) -> str:
     """Say what was measured, and on what."""
     seconds = max(round(comparison.plugin.seconds) for comparison in comparisons)
     return (
-        f"Each figure from {seconds} s of keep-alive connections, each sending the next request after the "
-        f"answer; one uvicorn worker and the load share {host()['cpus']} CPUs; CPython {host()['python']}, "
-        f"torch {host()['torch']}, FastAPI {host()['fastapi']}."
+        f"Each figure from {seconds} s of keep-alive connections that send a request after each answer, "
+        f"stock and plugin taking turns; one uvicorn worker and the load share {host()['cpus']} CPUs; "
+        f"CPython {host()['python']}, torch {host()['torch']}, FastAPI {host()['fastapi']}."
     )
 
 

@@ -60,13 +60,16 @@ class Server:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
         return "\n".join(f"    {line}" for line in lines) or "    (it logged nothing)"
 
-    def raise_if_ended(self) -> None:
-        code = self.process.poll()
-        if code is not None:
-            raise DemoFailed(
-                f"The server ended with exit code {code}. Its last log lines:\n{self.last_log_lines()}",
-                "Mend what the log names; if it says that the address is in use, just run the demo again.",
-            )
+    def raise_if_ended(self, within_s: float = 0) -> None:
+        """Raise ``DemoFailed`` if the process has ended, or ends in the time given."""
+        try:
+            code = self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return
+        raise DemoFailed(
+            f"The server ended with exit code {code}. Its last log lines:\n{self.last_log_lines()}",
+            "Mend what the log names; if it says that the address is in use, just run the demo again.",
+        )
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def prepared(model: Classifier) -> tuple[Workload, ...]:
     return workloads(model)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(model: Classifier) -> Iterator[TestClient]:
     with TestClient(app) as client:
         yield client
