@@ -94,13 +94,14 @@ class Plugin:
     def install(self, app: Starlette) -> None:
         """Add the plugin to an app that exists: its lifespan is wrapped, the middleware is added.
 
-        Installing again changes nothing. Call it last: lifespans of routers that FastAPI includes later
+        Installing again, or with ``enabled`` false, changes nothing. Call it last: lifespans of routers that FastAPI includes later
         run inside the plugin's, after the heap was frozen. Raises ``RuntimeError`` once the app started.
         """
         router = getattr(app, "router", None)
         if router is None or not hasattr(router, "lifespan_context"):
             raise TypeError(f"plugin.install takes a Starlette or FastAPI app, not {type(app).__name__}")
-        if any(middleware.kwargs.get("plugin") is self for middleware in app.user_middleware):
+        installed = any(middleware.kwargs.get("plugin") is self for middleware in app.user_middleware)
+        if installed or not self.settings.enabled:
             return
         app.add_middleware(PerfMiddleware, plugin=self)
         router.lifespan_context = self.wrap(router.lifespan_context)

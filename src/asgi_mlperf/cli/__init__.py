@@ -19,8 +19,6 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-        if name == "config":
-            command.add_argument("--markdown", action="store_true", help="print the table of the README")
         command.set_defaults(run=run)
     options = parser.parse_args(arguments)
     try:

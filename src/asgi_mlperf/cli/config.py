@@ -16,10 +16,7 @@ _LONGEST_CELL = 90
 
 
 def main(options: argparse.Namespace) -> None:
-    """Print the settings as this environment makes them; the README's table with ``--markdown``."""
-    if options.markdown:
-        print(reference())
-        return
+    """Print the settings as this environment makes them."""
     settings = Settings()
     found = [
         {
@@ -37,20 +34,6 @@ def main(options: argparse.Namespace) -> None:
         return
     columns = ("variable", "value", "default", "origin", "description")
     print(tables.plain(columns, [[_short(shown(knob[column])) for column in columns] for knob in found]))
-
-
-def reference() -> str:
-    """Return the settings table of the README."""
-    rows = [
-        [
-            f"`{knob.variable}`",
-            knob.takes,
-            f"`{shown(knob.default)}`" if shown(knob.default) else "",
-            knob.description,
-        ]
-        for knob in knobs()
-    ]
-    return tables.markdown(("variable", "takes", "default", "what it rules"), rows)
 
 
 def _short(text: str) -> str:
