@@ -94,8 +94,9 @@ class Plugin:
     def install(self, app: Starlette) -> None:
         """Add the plugin to an app that exists: its lifespan is wrapped, the middleware is added.
 
-        Installing again, or with ``enabled`` false, changes nothing. Call it last: lifespans of routers that FastAPI includes later
-        run inside the plugin's, after the heap was frozen. Raises ``RuntimeError`` once the app started.
+        Installing again, or with ``enabled`` false, changes nothing. Call it last: lifespans of routers
+        that FastAPI includes later run inside the plugin's, after the heap was frozen. Raises
+        ``RuntimeError`` once the app started.
         """
         router = getattr(app, "router", None)
         if router is None or not hasattr(router, "lifespan_context"):

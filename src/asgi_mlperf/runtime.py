@@ -232,9 +232,9 @@ async def _inference(
             observers=metrics.pool(name),
         )
 
-    default = pool("default", ThreadExecutor(threads, prepare_thread=prepare))
-    coroutines = pool("coroutines", InlineExecutor())
-    async with default.lifespan(), coroutines.lifespan():
+    in_threads, inline = ThreadExecutor(threads, prepare_thread=prepare), InlineExecutor()
+    default, coroutines = pool("default", in_threads), pool("coroutines", inline)
+    async with in_threads.lifespan(), inline.lifespan(), default.lifespan(), coroutines.lifespan():
         yield Runtime(pool=default, coroutine_pool=coroutines, metrics=metrics)
 
 

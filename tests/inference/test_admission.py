@@ -1,111 +1,196 @@
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_mlperf.inference.admission import AdmissionQueue, Refusal, ServiceTime
+from asgi_mlperf.inference.admission import Admission, Refusal, ServiceTime, StandingDelay
+
+names = itertools.count()
 
 
 @dataclass(eq=False)
 class Entry:
     deadline: float = math.inf
+    queued_at: float = 0.0
+    level: int = 0
+    name: int = field(default_factory=lambda: next(names))
 
 
-def test_entries_leave_in_the_order_they_came():
-    queue = AdmissionQueue(slots=1, max_queue=10)
+def busy(*, slots: int = 1, max_queue: int = 100, service_s: float = 0.0) -> Admission[Entry]:
+    """An admission whose slots are all taken."""
+    admission: Admission[Entry] = Admission(slots=slots, max_queue=max_queue)
+    if service_s:
+        admission.service_time.observe(service_s)
+    for _ in range(slots):
+        assert admission.offer(Entry(), 0.0)
+    return admission
+
+
+def test_a_free_slot_is_given_at_once():
+    admission: Admission[Entry] = Admission(slots=2, max_queue=0)
+    assert admission.offer(Entry(), 0.0)
+    assert admission.offer(Entry(), 0.0)
+    assert admission.running == 2
+    with pytest.raises(Refusal):
+        admission.offer(Entry(), 0.0)
+
+
+def test_in_peace_entries_leave_in_the_order_they_came():
+    admission = busy()
     entries = [Entry() for _ in range(3)]
-    for entry in entries:
-        queue.admit(entry, now=0)
-    assert [queue.next(now=0) for _ in range(4)] == [*entries, None]
+    assert [admission.offer(entry, 0.0) for entry in entries] == [False] * 3
+    assert [admission.release(0.0).next for _ in range(4)] == [*entries, None]
+    assert admission.running == 0
 
 
 def test_a_full_queue_refuses():
-    queue = AdmissionQueue(slots=1, max_queue=1)
-    queue.admit(Entry(), now=0)
+    admission = busy(max_queue=1)
+    admission.offer(Entry(), 0.0)
     with pytest.raises(Refusal) as caught:
-        queue.admit(Entry(), now=0)
+        admission.offer(Entry(), 0.0)
     assert caught.value.reason == "queue_full"
 
 
 def test_work_whose_owner_bounds_it_is_never_refused():
-    queue = AdmissionQueue(slots=1, max_queue=0)
-    queue.admit(Entry(), now=0, bounded=False)
-    assert len(queue) == 1
+    admission = busy(max_queue=0)
+    assert admission.offer(Entry(deadline=0.0), 1.0, bounded=False) is False
+    assert len(admission) == 1
 
 
 def test_what_cannot_make_its_deadline_is_refused_at_the_door():
-    queue = AdmissionQueue(slots=2, max_queue=100)
-    queue.service_time.observe(1.0)
-    queue.admit(Entry(deadline=1.6), now=0)  # half a second for a slot, one to run
+    admission = busy(slots=2, service_s=1.0)
+    admission.offer(Entry(deadline=1.6), 0.0)  # half a second for a slot, one to run
     with pytest.raises(Refusal) as caught:
-        queue.admit(Entry(deadline=1.9), now=0)  # a whole second for a slot by now
+        admission.offer(Entry(deadline=1.9), 0.0)  # a whole second for a slot by now
     assert caught.value.reason == "too_late"
 
 
-def test_expired_entries_are_dropped_unstarted():
-    queue = AdmissionQueue(slots=1, max_queue=10)
-    late, fine = Entry(deadline=1.0), Entry(deadline=3.0)
-    queue.admit(late, now=0)
-    queue.admit(fine, now=0)
-    assert queue.next(now=2.0) is fine
-    assert len(queue) == 0
+def test_entries_that_can_no_longer_make_it_are_refused_unstarted():
+    admission = busy(service_s=1.0)
+    late, fine = Entry(deadline=2.5), Entry(deadline=4.0)
+    admission.offer(late, 0.0)
+    admission.offer(fine, 0.0)
+    turn = admission.release(2.0)
+    assert (turn.next, turn.refused) == (fine, [late])
 
 
-def test_withdrawn_entries_are_gone_wherever_they_were():
-    queue = AdmissionQueue(slots=1, max_queue=10)
+def test_withdrawn_entries_are_gone():
+    admission = busy()
     first, second = Entry(), Entry()
-    queue.admit(first, now=0)
-    queue.admit(second, now=0)
-    queue.withdraw(first)
-    queue.withdraw(first)
-    assert queue.next(now=0) is second
+    admission.offer(first, 0.0)
+    admission.offer(second, 0.0)
+    assert admission.withdraw(first)
+    assert not admission.withdraw(first)
+    assert admission.release(0.0).next is second
 
 
-@pytest.mark.parametrize(("service_s", "seconds"), [(0.0, 1), (0.3, 1), (2.0, 3), (1_000.0, 60)])
-def test_retry_after_is_whole_seconds_within_bounds(service_s, seconds):
-    queue = AdmissionQueue(slots=2, max_queue=10)
-    queue.service_time.observe(service_s)
-    queue.admit(Entry(), now=0)
-    queue.admit(Entry(), now=0)
-    assert queue.retry_after_s() == seconds
+def test_a_standing_delay_turns_the_queue_to_newest_first_and_peace_turns_it_back():
+    admission = busy(service_s=0.01)
+    now = 0.0
+    for _ in range(60):
+        admission.offer(Entry(queued_at=now), now)
+    for _ in range(30):
+        now += 0.01
+        admission.release(now, 0.01)
+    newest = Entry(queued_at=now)
+    admission.offer(newest, now)
+    assert admission.release(now, 0.01).next is newest
+    while admission.release(now, 0.01).next:
+        now += 0.01
+    for _ in range(40):
+        assert admission.offer(Entry(queued_at=now), now)
+        now += 0.01
+        admission.release(now, 0.01)
+    admission.offer(Entry(queued_at=now), now)
+    older, newer = Entry(queued_at=now), Entry(queued_at=now)
+    admission.offer(older, now)
+    admission.offer(newer, now)
+    assert admission.release(now, 0.01).next is older
+
+
+def test_a_burst_is_no_standing_delay():
+    delay = StandingDelay()
+    for step in range(100):
+        delay.observe(0.5 if step % 10 else 0.0, step / 100, 0.01)
+        assert not delay.persists
+
+
+def test_urgent_levels_go_first_and_the_lowest_does_not_starve():
+    admission = busy(max_queue=10_000)
+    for level in range(3):
+        for _ in range(210):
+            admission.offer(Entry(level=level), 0.0)
+    served = [admission.release(0.0).next.level for _ in range(210)]
+    assert [served.count(level) for level in range(3)] == [160, 40, 10]
+    assert served[0] == 0
+
+
+@pytest.mark.parametrize(("service_s", "seconds"), [(0.1, 1.0), (2.0, 3.0), (1_000.0, 60.0)])
+def test_retry_after_is_when_the_queue_should_be_done_within_bounds(service_s, seconds):
+    admission = busy(slots=2, service_s=service_s)
+    admission.offer(Entry(), 0.0)
+    admission.offer(Entry(), 0.0)
+    assert admission.retry_after_s() == pytest.approx(seconds)
 
 
 def test_the_service_time_follows_what_calls_take():
     service = ServiceTime()
-    for _ in range(50):
+    for _ in range(100):
         service.observe(0.1)
-    assert service.seconds == pytest.approx(0.1)
-    for _ in range(50):
+    assert service.mean == service.likely == pytest.approx(0.1)
+    for _ in range(100):
         service.observe(0.4)
-    assert service.seconds == pytest.approx(0.4, rel=0.01)
+    assert service.mean == pytest.approx(0.4, rel=0.01)
+    for number in range(200):
+        service.observe(0.2 if number % 2 else 0.6)
+    assert 0.7 < service.likely < 1.0
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(["admit", "next", "withdraw"]), st.floats(0, 5)), max_size=60),
-    st.integers(0, 5),
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["offer", "offer", "release", "withdraw"]),
+        st.floats(0, 0.5),
+        st.integers(0, 2),
+        st.booleans(),
+    ),
+    max_size=120,
 )
-def test_nothing_is_lost_served_twice_or_served_late(steps, max_queue):
-    queue = AdmissionQueue(slots=1, max_queue=max_queue)
-    now, waiting = 0.0, []
-    for action, amount in steps:
-        if action == "admit":
-            entry = Entry(deadline=now + amount)
+
+
+@given(steps, st.integers(1, 3), st.integers(0, 6))
+def test_never_too_many_none_lost_none_served_twice_none_started_late(steps, slots, max_queue):
+    admission: Admission[Entry] = Admission(slots=slots, max_queue=max_queue)
+    now, waiting, started, ended = 0.0, {}, [], 0
+    for action, amount, level, bounded in steps:
+        now += amount / 10
+        if action == "offer":
+            entry = Entry(deadline=now + amount, queued_at=now, level=level)
             try:
-                queue.admit(entry, now)
+                if admission.offer(entry, now, bounded=bounded):
+                    started.append(entry)
+                else:
+                    waiting[entry.name] = entry
             except Refusal:
-                continue
-            waiting.append(entry)
+                assert bounded
         elif action == "withdraw" and waiting:
-            queue.withdraw(waiting.pop(0))
-        else:
-            now += amount
-            served = queue.next(now)
-            expected = [entry for entry in waiting if entry.deadline > now]
-            assert served is (expected[0] if expected else None)
-            waiting = expected[1:] if served else []
-        assert len(queue) <= max_queue
-        assert len(queue) >= len([entry for entry in waiting if entry.deadline > now])
+            entry = waiting.pop(next(iter(waiting)))
+            assert admission.withdraw(entry)
+        elif action == "release" and admission.running:
+            turn = admission.release(now, amount)
+            ended += 1
+            for entry in turn.refused:
+                assert waiting.pop(entry.name).deadline < now + admission.service_time.likely
+            if turn.next is not None:
+                assert waiting.pop(turn.next.name).deadline >= now
+                started.append(turn.next)
+        assert admission.running == len(started) - ended <= slots
+        assert len(admission) == len(waiting)
+        assert admission.running == slots or not waiting
+    assert len({entry.name for entry in started}) == len(started)
+    assert {entry.name for entry in admission.clear()} == set(waiting)
+    assert len(admission) == 0

@@ -108,7 +108,7 @@ async def test_a_call_that_cannot_make_its_deadline_is_refused_at_the_door():
     plugin = plugin_with(threads=1)
     async with plugin.lifespan(Starlette()):
         runtime = plugin._runtime()
-        runtime.pool._queue.service_time.observe(10.0)
+        runtime.pool._admission.service_time.observe(10.0)
         gate = Gate()
         task = asyncio.create_task(plugin.run(gate))
         await gate.started.get()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from asgi_mlperf.exceptions import BatchError, DeadlineExceeded
+from asgi_mlperf.exceptions import BatchError, DeadlineExceeded, Overloaded
 from asgi_mlperf.inference.pool import name_of, settle
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Batch:
     def __init__(self, batcher: Batcher, queued_at: float) -> None:
         self.deadline = math.inf  # each item has its own
         self.queued_at = queued_at
+        self.level = 0
         self.context = batcher.context.copy()
         self._batcher = batcher
         self._waiters: list[Waiter] = []
@@ -153,11 +154,14 @@ class Batcher:
     def _ask_for_slot(self, now: float) -> None:
         if self._place is None:
             self._place = Batch(self, now)
-            try:
-                self._pool.submit(self._place, bounded=False)
-            except BaseException:
-                self._place = None
-                raise
+            # A step later, so that items that arrive together share a batch.
+            asyncio.get_running_loop().call_soon(self._submit, self._place)
+
+    def _submit(self, place: Batch) -> None:
+        try:
+            self._pool.submit(place, bounded=False)
+        except Overloaded as error:
+            place.fail(error)
 
     def _expire(self, waiter: Waiter) -> None:
         settle(

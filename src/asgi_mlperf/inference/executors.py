@@ -2,62 +2,137 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import sys
+from contextlib import asynccontextmanager
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import anyio
 import anyio.to_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
+    from contextvars import Context
 
 
 class Outcome(NamedTuple):
-    """What became of a call: its result, or the exception that it raised."""
+    """What became of a job: its result, or the exception that it raised."""
 
     result: Any
     error: BaseException | None
 
 
-Job = "Callable[[], Any]"
-
-
 class Executor(Protocol):
-    """Runs one job to its real end and says what became of it.
+    """Runs jobs, and tells on the event loop when each has *really* ended.
 
-    ``execute`` returns only when the job is done: whoever awaits it holds a slot for exactly so long. An
-    exception of the job is an ``Outcome``, so that a raised exception always concerns the executor.
+    ``start`` never waits and never raises for the job's sake. ``done`` is called exactly once for each
+    job, on the event loop, whatever became of those who wait for it: who counts ``start`` and ``done``
+    knows how many jobs run.
     """
 
-    def execute(self, job: Callable[[], Any]) -> Awaitable[Outcome]:
-        """Run ``job`` to its end."""
+    def start(self, job: Callable[[], Any], context: Context, done: Callable[[Outcome], None]) -> None:
+        """Run ``job`` with ``context``; call ``done`` with what became of it."""
 
 
 class ThreadExecutor:
-    """Runs jobs on at most ``threads`` AnyIO worker threads, apart from the app's default pool."""
+    """Runs jobs on ``threads`` AnyIO worker threads of its own, apart from the app's default pool.
+
+    The threads are borrowed once, for the whole lifespan: a job costs one hand-over there and one back.
+    """
 
     def __init__(self, threads: int, *, prepare_thread: Callable[[], None]) -> None:
         """Call ``prepare_thread`` in the thread before each job; it must be cheap and idempotent."""
-        self._limiter = anyio.CapacityLimiter(threads)
+        self._threads = threads
         self._prepare_thread = prepare_thread
+        self._jobs: SimpleQueue[tuple[Callable[[], Any], Context, Callable[[Outcome], None]] | None]
+        self._jobs = SimpleQueue()
+        self._busy = 0
 
-    async def execute(self, job: Callable[[], Any]) -> Outcome:
-        """Run ``job`` in a worker thread with the caller's context variables."""
-        return await anyio.to_thread.run_sync(self._attempt, job, limiter=self._limiter)
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Hold the threads inside this block; jobs that do not end keep theirs, and are not waited for."""
+        loop = asyncio.get_running_loop()
+        limiter = anyio.CapacityLimiter(self._threads)
+        serving = [
+            loop.create_task(
+                anyio.to_thread.run_sync(self._serve, loop, limiter=limiter, abandon_on_cancel=True)
+            )
+            for _ in range(self._threads)
+        ]
+        try:
+            yield
+        finally:
+            for _ in serving:
+                self._jobs.put(None)
+            if self._busy:
+                for task in serving:
+                    task.cancel()
+            await asyncio.gather(*serving, return_exceptions=True)
+
+    def start(self, job: Callable[[], Any], context: Context, done: Callable[[Outcome], None]) -> None:
+        """Hand ``job`` to the next free thread."""
+        self._busy += 1
+        self._jobs.put((job, context, done))
+
+    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        while (handed := self._jobs.get()) is not None:
+            job, context, done = handed
+            outcome = context.run(self._attempt, job)
+            del handed, job, context
+            try:
+                loop.call_soon_threadsafe(self._ended, done, outcome)
+            except RuntimeError:
+                return  # the loop was closed while the job still ran: nobody is left to be told
+            del done, outcome
 
     def _attempt(self, job: Callable[[], Any]) -> Outcome:
         try:
+            if sniffio := sys.modules.get("sniffio"):
+                sniffio.current_async_library_cvar.set(None)  # the caller's loop does not run here
             self._prepare_thread()
             return Outcome(job(), None)
         except BaseException as error:  # noqa: BLE001 - every exception belongs to the caller
             return Outcome(None, error)
 
+    def _ended(self, done: Callable[[Outcome], None], outcome: Outcome) -> None:
+        self._busy -= 1
+        done(outcome)
+
 
 class InlineExecutor:
     """Runs jobs on the event loop, awaiting what they return: for ``async def`` batch functions."""
 
-    async def execute(self, job: Callable[[], Any]) -> Outcome:
-        """Run ``job`` here and await its result."""
+    def __init__(self) -> None:
+        """Run nothing yet."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Run jobs inside this block; afterwards cancel what still runs."""
         try:
-            return Outcome(await job(), None)
-        except Exception as error:  # noqa: BLE001 - every exception belongs to the caller
-            return Outcome(None, error)
+            yield
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def start(self, job: Callable[[], Any], context: Context, done: Callable[[Outcome], None]) -> None:
+        """Run ``job`` as a task."""
+        task = asyncio.get_running_loop().create_task(self._run(job), context=context)
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self._ended(task, done))
+
+    async def _run(self, job: Callable[[], Any]) -> Any:
+        result = job()
+        return await result if inspect.isawaitable(result) else result
+
+    def _ended(self, task: asyncio.Task[Any], done: Callable[[Outcome], None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            done(Outcome(None, asyncio.CancelledError()))
+        elif error := task.exception():
+            done(Outcome(None, error))
+        else:
+            done(Outcome(task.result(), None))

@@ -7,14 +7,16 @@ import contextvars
 import inspect
 import logging
 import math
+import random
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
 from asgi_mlperf.exceptions import DeadlineExceeded, Overloaded
-from asgi_mlperf.inference.admission import AdmissionQueue, Refusal
+from asgi_mlperf.inference.admission import Admission, Refusal, Turn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -48,6 +50,7 @@ class Work(Protocol):
 
     deadline: float
     queued_at: float
+    level: int
     context: contextvars.Context
 
     def begin(self, now: float) -> Callable[[], Any] | None:
@@ -63,15 +66,22 @@ class Work(Protocol):
 class Call:
     """One call of ``Pool.run``, waited for by one caller."""
 
-    __slots__ = ("_args", "_func", "context", "deadline", "future", "queued_at")
+    __slots__ = ("_args", "_func", "context", "deadline", "future", "level", "queued_at")
 
     def __init__(
-        self, func: Callable[..., Any], args: tuple[Any, ...], *, queued_at: float, deadline: float
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        *,
+        queued_at: float,
+        deadline: float,
+        level: int,
     ) -> None:
         self._func = func
         self._args = args
         self.queued_at = queued_at
         self.deadline = deadline
+        self.level = level
         self.context = contextvars.copy_context()
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -119,35 +129,35 @@ class Pool:
         observers: PoolObservers,
     ) -> None:
         """Prepare; use within ``lifespan``."""
-        self.slots = slots
         self.clock = clock
         self.max_queue = settings.max_queue
         self.default_timeout_s = math.inf
-        self.observers = observers
-        self._queue: AdmissionQueue[Work] = AdmissionQueue(slots=slots, max_queue=settings.max_queue)
+        self._observers = observers
+        self._admission: Admission[Work] = Admission(slots=slots, max_queue=settings.max_queue)
         self._executor = executor
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: set[Work] = set()
+        self._at_rest = asyncio.Event()
         self._closed = False
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[Pool]:
-        """Serve inside this block; afterwards refuse what waits and stop waiting for what runs."""
+        """Serve inside this block; afterwards refuse what waits and let go of what runs."""
         try:
             yield self
         finally:
             self._closed = True
-            for work in self._queue.clear():
-                work.fail(self._refusal("shutting_down", self._queue.retry_after_s()))
-            for task in self._tasks:
-                task.cancel()
+            for work in [*self._admission.clear(), *self._running]:
+                work.fail(self._refusal("shutting_down"))
 
-    async def run(self, func: Callable[..., Any], args: tuple[Any, ...], timeout_s: float | None) -> Any:
+    async def run(
+        self, func: Callable[..., Any], args: tuple[Any, ...], timeout_s: float | None, level: int = 0
+    ) -> Any:
         """Run ``func(*args)`` in a slot and return its result or raise its exception."""
         now = self.clock()
         patience = self.patience_s(timeout_s)
         if patience <= 0:
             raise DeadlineExceeded(f"the deadline of {name_of(func)} had passed before it was called")
-        call = Call(func, args, queued_at=now, deadline=now + patience)
+        call = Call(func, args, queued_at=now, deadline=now + patience, level=level)
         self.submit(call)
         timer = None if patience == math.inf else asyncio.get_running_loop().call_later(patience, call.expire)
         try:
@@ -155,7 +165,8 @@ class Pool:
         finally:
             if timer is not None:
                 timer.cancel()
-            self.withdraw(call)
+            if self._admission.withdraw(call):
+                self._observers.queue_length(len(self._admission))
 
     def patience_s(self, timeout_s: float | None) -> float:
         """Seconds a caller waits: its own timeout, or the default."""
@@ -171,74 +182,63 @@ class Pool:
         ``bounded=False`` is for work whose owner bounds what stands behind it: it is never refused.
         """
         if self._closed:
-            raise self._refusal("shutting_down", 1)
-        if len(self._tasks) < self.slots:
-            self._start(work)
-            return
+            raise self._refusal("shutting_down")
         try:
-            self._queue.admit(work, self.clock(), bounded=bounded)
+            at_once = self._admission.offer(work, self.clock(), bounded=bounded)
         except Refusal as refusal:
-            raise self._refusal(refusal.reason, refusal.retry_after_s) from None
-        self.observers.queue_length(len(self._queue))
-
-    def withdraw(self, work: Work) -> None:
-        """Take ``work`` out of the queue if it still waits there."""
-        before = len(self._queue)
-        self._queue.withdraw(work)
-        if len(self._queue) != before:
-            self.observers.queue_length(len(self._queue))
+            raise self._refusal(refusal.reason) from None
+        if at_once:
+            self._start(work)
+        else:
+            self._observers.queue_length(len(self._admission))
 
     def refuse_if_late(self, waiting: int, deadline: float) -> None:
         """Raise ``Overloaded`` for an item behind ``waiting`` others, or whose deadline has passed."""
         if waiting >= self.max_queue:
-            raise self._refusal("queue_full", self._queue.retry_after_s())
+            raise self._refusal("queue_full")
         if deadline <= self.clock():
-            raise self._refusal("too_late", self._queue.retry_after_s())
+            raise self._refusal("too_late")
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until nothing runs or waits, at most ``timeout_s`` seconds."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + timeout_s
-        while self._tasks and (left := end - loop.time()) > 0:
-            await asyncio.wait(self._tasks, timeout=left)
-        if self._tasks:
-            log.warning("%d model calls were still running after the drain time", len(self._tasks))
+        with anyio.move_on_after(timeout_s):
+            while self._admission.running:
+                self._at_rest.clear()
+                await self._at_rest.wait()
+        if self._admission.running:
+            log.warning("%d model calls were still running after the drain time", self._admission.running)
 
     def _start(self, work: Work) -> None:
-        # A task of its own carries the caller's context variables into the thread.
-        task = asyncio.get_running_loop().create_task(self._occupy(work), context=work.context)
-        self._tasks.add(task)
-        task.add_done_callback(partial(self._free, work))
-
-    def _free(self, work: Work, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled():
-            work.fail(self._refusal("shutting_down", 1))
-        if not self._closed and len(self._queue):
-            following = self._queue.next(self.clock())
-            self.observers.queue_length(len(self._queue))
-            if following is not None:
-                self._start(following)
-
-    async def _occupy(self, work: Work) -> None:
         started = self.clock()
         job = work.begin(started)
         if job is None:
+            self._pass_on(self._admission.release(started))
             return
-        self.observers.wait.observe(started - work.queued_at)
-        try:
-            outcome = await self._executor.execute(job)
-        except Exception as error:  # noqa: BLE001 - no thread to be had: the caller must know
-            work.fail(error)
-            return
-        took = self.clock() - started
-        self._queue.service_time.observe(took)
-        self.observers.run.observe(took)
-        work.finish(outcome)
+        self._observers.wait.observe(started - work.queued_at)
+        self._running.add(work)
+        self._executor.start(job, work.context, partial(self._ended, work, started))
 
-    def _refusal(self, reason: str, retry_after_s: int) -> Overloaded:
-        self.observers.refused(reason)
-        return Overloaded(_REFUSALS[reason], retry_after_s=retry_after_s)
+    def _ended(self, work: Work, started: float, outcome: Outcome) -> None:
+        self._running.discard(work)
+        now = self.clock()
+        self._observers.run.observe(now - started)
+        work.finish(outcome)
+        self._pass_on(self._admission.release(now, now - started))
+
+    def _pass_on(self, turn: Turn[Work]) -> None:
+        for work in turn.refused:
+            work.fail(self._refusal("too_late"))
+        if turn.next is not None or turn.refused:
+            self._observers.queue_length(len(self._admission))
+        if turn.next is not None:
+            self._start(turn.next)
+        elif not self._admission.running:
+            self._at_rest.set()
+
+    def _refusal(self, reason: str) -> Overloaded:
+        self._observers.refused(reason)
+        seconds = self._admission.retry_after_s() * random.uniform(1.0, 1.5)  # noqa: S311 - spreads retries
+        return Overloaded(_REFUSALS[reason], retry_after_s=math.ceil(seconds))
 
 
 _REFUSALS = {
