@@ -211,9 +211,11 @@ async def echo(websocket: WebSocket) -> None:
 
 
 @asynccontextmanager
-async def lifespan(_: Starlette) -> AsyncIterator[dict[str, str]]:
+async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, str]]:
     report("startup")
     yield {"model": "loaded"}
+    for _ in range(50):
+        await asyncio.sleep(0)  # the last steps of requests that the server has cancelled
     report("shutdown")
 
 

@@ -31,7 +31,8 @@ COMMANDS = {
     "granian": "granian served:app --interface asgi --host 127.0.0.1 --port {port}",
     "granian --workers 2": "granian served:app --interface asgi --host 127.0.0.1 --port {port} --workers 2",
 }
-WORKERS = {"uvicorn --workers 2": 2, "gunicorn": 2, "granian --workers 2": 2}
+COMMANDS["gunicorn --preload"] = COMMANDS["gunicorn"] + " --preload"
+WORKERS = {"uvicorn --workers 2": 2, "gunicorn": 2, "gunicorn --preload": 2, "granian --workers 2": 2}
 
 
 class Response(NamedTuple):

@@ -57,6 +57,24 @@ def live(name: str, directory: Path, *, plugin: bool) -> Life:
     return life
 
 
+def cut_short(path: str, directory: Path, *, plugin: bool) -> Life:
+    """Live until a server that waits for no request is told to stop while one is on its way."""
+    life = Life(1)
+    command = COMMANDS["uvicorn"] + " --timeout-graceful-shutdown 0"
+    environ = {"ASGI_MLPERF_HEALTH__DRAIN_MS": "100"}
+    with serving(command, directory, plugin=plugin, environ=environ) as server:
+        with closing(server.request(path)):
+            if path == "/stream":
+                server.wait_for("stream waits")
+            else:
+                server.at_gate()
+            server.terminate()
+            life.exit_status = server.exit_status()
+        life.events = server.read_events()
+        life.output = server.output
+    return life
+
+
 def response_across_a_signal(server: Server, busy: HTTPConnection) -> Response:
     """Send SIGTERM while a model function runs, and let the function end once the server winds down."""
     pid = get(busy, "/pid").json["pid"]
@@ -135,3 +153,20 @@ def test_a_server_complains_of_nothing_that_it_does_not_complain_of_without_the_
 
 def test_a_server_leaves_no_process_behind(lives):
     assert lives.plugin.left_running == []
+
+
+def test_a_request_that_the_server_cancels_ends_as_it_does_without_the_plugin(tmp_path):
+    plugin = cut_short("/stream", tmp_path / "plugin", plugin=True)
+    stock = cut_short("/stream", tmp_path / "stock", plugin=False)
+    assert plugin.exit_status == stock.exit_status
+    happenings = [
+        sorted((each["event"], each.get("error")) for each in life.events) for life in (plugin, stock)
+    ]
+    assert happenings[0] == happenings[1]
+    assert plugin.complaints == stock.complaints
+
+
+def test_a_model_function_that_never_returns_does_not_keep_the_server(tmp_path):
+    life = cut_short("/gated?name=stuck", tmp_path, plugin=True)
+    assert life.pids("shutdown") == life.pids("startup")
+    assert life.output.count("1 model calls were still running after the drain time") == 1
