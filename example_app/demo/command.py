@@ -7,7 +7,7 @@ import signal
 from argparse import ArgumentParser
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -37,8 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _sigterm_as_interrupt():
             _run(console, options)
     except DemoFailed as failure:
-        console.print(f"\n[bold red]The demo failed.[/] {escape(failure.happened)}", highlight=False)
-        console.print(f"[bold]What to do:[/] {escape(failure.remedy)}", highlight=False)
+        console.print(
+            f"\n[bold red]The demo failed.[/] {escape(failure.happened)}", highlight=False, soft_wrap=True
+        )
+        console.print(f"[bold]What to do:[/] {escape(failure.remedy)}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("\nInterrupted; no server is left running.")
@@ -109,11 +111,14 @@ def _write(options: Namespace, comparisons: Sequence[Comparison], memory_mb: dic
 def _sigterm_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end the servers too, as Ctrl-C does."""
 
-    def interrupt(_signal: int, _frame: Any) -> NoReturn:
-        raise KeyboardInterrupt
+    # By way of SIGINT, which asyncio turns into a cancellation; an exception raised here could get lost.
+    def interrupt(_signal: int, _frame: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    on_sigint = signal.signal(signal.SIGINT, signal.default_int_handler)
+    on_sigterm = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, on_sigterm)
+        signal.signal(signal.SIGINT, on_sigint)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from signal import Signals
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
@@ -66,10 +67,13 @@ class Server:
             code = self.process.wait(within_s)
         except subprocess.TimeoutExpired:
             return
-        raise DemoFailed(
-            f"The server ended with exit code {code}. Its last log lines:\n{self.last_log_lines()}",
-            "Mend what the log names; if it says that the address is in use, just run the demo again.",
-        )
+        if code < 0:
+            happened = f"The server was killed by {Signals(-code).name}."
+            remedy = "Something else ended it, perhaps for want of memory: free about 1 GB and try again."
+        else:
+            happened = f"The server ended with exit code {code}."
+            remedy = "Mend what the log names; if it says that the address is in use, just try again."
+        raise DemoFailed(f"{happened} Its last log lines:\n{self.last_log_lines()}", remedy)
 
 
 @contextmanager

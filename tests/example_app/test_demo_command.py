@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -96,6 +97,7 @@ def test_an_interrupt_ends_the_demo_with_its_own_code(
 ) -> None:
     async def interrupt(*_arguments: object, **_options: object) -> None:
         signal.raise_signal(signal.SIGTERM)
+        await asyncio.Event().wait()
 
     monkeypatch.setattr(comparison, "send", interrupt)
     assert command.main([]) == 130

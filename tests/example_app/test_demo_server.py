@@ -54,6 +54,15 @@ def test_a_server_that_dies_is_reported_with_its_last_log_lines(monkeypatch: pyt
         pytest.fail("the block must not run")
 
 
+def test_a_server_that_was_killed_is_reported_with_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    command(monkeypatch, SERVES.format(readyz=200))
+    with serving(plugin=True) as started:
+        started.process.kill()
+        with pytest.raises(DemoFailed, match="killed by SIGKILL") as failed:
+            started.raise_if_ended(within_s=5)
+    assert "memory" in failed.value.remedy
+
+
 def test_a_server_that_is_never_ready_is_given_up_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[subprocess.Popen[bytes]] = []
 
