@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from asgi_mlperf.garbage.collector import Collector, frozen_heap, has_generations
 from asgi_mlperf.garbage.pauses import Pauses
+from asgi_mlperf.garbage.schedule import scheduled
 from asgi_mlperf.health import Readiness, draining_on_signals
 from asgi_mlperf.hooks import Serving, Traffic
 from asgi_mlperf.host.cpu import cpu_budget
@@ -292,21 +292,16 @@ async def _garbage(process: Process) -> AsyncIterator[tuple[RequestHook, ...]]:
         if not mine:
             yield ()
             return
-        with frozen_heap():
-            if settings.mode == "freeze" or not has_generations():
-                yield ()
-                return
-            collector = Collector(
-                settings,
-                loop=process.loop,
-                clock=process.clock,
-                traffic=process.traffic,
-                pauses=process.pauses,
-                rss=rss_reader(),
-                memory_limit=memory_limit(),
-            )
-            with collector.scheduling():
-                yield (collector.hook,)
+        with scheduled(
+            settings,
+            loop=process.loop,
+            clock=process.clock,
+            traffic=process.traffic,
+            pauses=process.pauses,
+            rss=rss_reader(),
+            memory_limit=memory_limit(),
+        ) as hooks:
+            yield hooks
 
 
 @asynccontextmanager

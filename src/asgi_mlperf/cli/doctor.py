@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.cli import tables
-from asgi_mlperf.garbage.collector import has_generations
+from asgi_mlperf.garbage.kinds import collector_kind
 from asgi_mlperf.host.cpu import cpu_budget
 from asgi_mlperf.host.memory import memory_limit
 from asgi_mlperf.host.threads import NativeThreadCaps, capping_new_threads
@@ -120,7 +120,7 @@ def _task_count() -> int:
 
 def _garbage() -> dict[str, Any]:
     return {
-        "collector": "generational" if has_generations() else "free-threaded",
+        "collector": str(collector_kind()),
         "enabled": gc.isenabled(),
         "thresholds": ", ".join(map(str, gc.get_threshold())),
         "frozen objects": gc.get_freeze_count(),

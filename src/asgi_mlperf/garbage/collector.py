@@ -1,83 +1,122 @@
-"""Carries the policy out: the only place that changes the interpreter's collector."""
+"""Carries the policy out: collects between requests, and opens the valve when there is no between."""
 
 from __future__ import annotations
 
 import gc
-import logging
-import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from asgi_mlperf.garbage.policy import GarbageSettings, Heap, Policy
+from asgi_mlperf.garbage.lull import Lull
+from asgi_mlperf.garbage.policy import GarbageSettings, Generation, Heap, Policy
+from asgi_mlperf.garbage.switches import Switches
+from asgi_mlperf.garbage.watch import watching
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
+    from asgi_mlperf.garbage.freezer import Freezer
+    from asgi_mlperf.garbage.kinds import CollectorKind
     from asgi_mlperf.garbage.pauses import Pause, Pauses
     from asgi_mlperf.hooks import Clock, Closer, Exchange, Traffic
 
-log = logging.getLogger("asgi_mlperf")
-
 _NEVER = 2**31 - 1
-_FROZEN_BY_INTERPRETER = 1_000  # CPython 3.12 starts with 375 frozen objects of its own
 
 
 class Collector:
     """Collects between requests instead of inside them.
 
-    While it is active, automatic full collections are off and automatic young ones are a far backstop.
-    When full collections are overdue, or memory nears its limit, a collector callback, which needs no
-    event loop, puts CPython's own automatic full collections back until one has run.
+    While it is active, automatic full collections are off and automatic young ones are a far backstop. A
+    thread looks at memory every ``check_ms``. When memory grows and no request ends, or a full collection
+    is long overdue, it opens the valve: CPython's thresholds are as they were found, so that the process
+    collects as a stock one does, until a full collection has run or memory is back.
     """
 
     def __init__(
         self,
         settings: GarbageSettings,
         *,
+        kind: CollectorKind,
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
         traffic: Traffic,
         pauses: Pauses,
+        freezer: Freezer,
+        turn: Callable[[], AbstractContextManager[bool]],
         rss: Callable[[], int],
         memory_limit: int | None,
     ) -> None:
+        """``rss`` gives resident bytes; ``turn`` yields whether this worker may make a long pause now."""
         self._settings = settings
+        self._kind = kind
         self._loop = loop
         self._clock = clock
         self._traffic = traffic
         self._pauses = pauses
-        self._rss = rss
-        self._memory_limit = memory_limit or 0
-        self._policy = Policy(settings, now=clock(), rss=rss())
-        self._young_limits = (self._policy.young_limit(0), self._policy.young_limit(1))
-        self._thresholds = gc.get_threshold()
+        self._freezer = freezer
+        self._turn = turn
+        self._read_rss = rss
+        self._limit = memory_limit or 0
+        self._rss = rss()
+        self._switches = Switches()
+        self._lull = Lull(traffic, now=clock())
+        self._policy = Policy(
+            settings, now=clock(), rss=self._rss, old=freezer.left_alone, has_generations=kind.has_generations
+        )
+        self._closer = self._ended
+        self._quiet_limit = self._busy_limit = _NEVER
         self._scheduled = False
         self._active = False
-        self.valve_open = False
+        self._valve_open = False
 
     @contextmanager
     def scheduling(self) -> Iterator[None]:
         """Take the collector's schedule over inside this block."""
-        found = gc.get_threshold()
-        self._thresholds = (self._settings.backstop_objects, found[1], _NEVER)
-        gc.set_threshold(*self._thresholds)
-        self._pauses.listeners.append(self._learn)
         self._active = True
-        try:
-            yield
-        finally:
-            self._active = False
-            self._pauses.listeners.remove(self._learn)
-            gc.set_threshold(*found)
+        self._set_thresholds(self._heap())
+        self._set_limits()
+        interval_s = self._settings.check_ms / 1000
+        with self._switches.restored():
+            self._pauses.listeners.append(self._learn)
+            try:
+                with watching(self.look_around, self._give_up, interval_s=interval_s):
+                    yield
+            finally:
+                self._active = False
+                self._pauses.listeners.remove(self._learn)
 
     def hook(self, _: Exchange) -> Closer:
         """Look, at the end of each request, whether the moment is good."""
-        return self._ended
+        return self._closer
+
+    def look_around(self) -> None:
+        """Look at memory, at the clock and at what others did; called by the thread."""
+        now = self._clock()
+        self._rss = self._read_rss()
+        self._lull.look(now)
+        heap = self._heap()
+        self._policy.saw_memory(heap)
+        self._pauses.keep_watching()
+        self._switches.inspect(self._freezer.times)
+        if self._policy.needs_thaw(heap):
+            self._policy.thawed(self._freezer.thaw())
+        self._mind_the_valve(heap)
+        self._set_limits()
+        if self._policy.choose(heap) is not None and not self._scheduled:
+            self._scheduled = True
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._look)
+        self._report(now)
 
     def _ended(self, _: Exchange) -> None:
+        lull, in_flight = self._lull, self._traffic.in_flight
+        lull.ends += 1
+        if in_flight < lull.lowest:  # noqa: PLR1730 - min() costs five times as much, in every request
+            lull.lowest = in_flight
+        limit = self._quiet_limit if in_flight <= lull.floor else self._busy_limit
         # A step later the request's own objects are gone: they are freed, not promoted.
-        if not self._scheduled and gc.get_count()[0] >= self._young_limits[self._traffic.in_flight > 0]:
+        if not self._scheduled and gc.get_count()[0] >= limit:
             self._scheduled = True
             self._loop.call_soon(self._look)
 
@@ -86,53 +125,76 @@ class Collector:
         if not self._active:
             return
         generation = self._policy.choose(self._heap())
-        if generation is not None:
+        if generation is Generation.FULL:
+            self._collect_everything()
+        elif generation is not None:
             gc.collect(generation)
 
+    def _collect_everything(self) -> None:
+        with self._turn() as mine:
+            if not mine:
+                return
+            gc.collect()
+            heap = self._heap()
+            if self._policy.wants_freeze(heap):
+                self._freezer.freeze(self._policy.old_objects)
+                self._policy.froze()
+
     def _heap(self) -> Heap:
+        new_objects, new_passes, _ = gc.get_count()
+        now = self._clock()
         return Heap(
-            new_objects=gc.get_count()[0],
+            now=now,
+            new_objects=new_objects,
+            new_passes=new_passes,
             in_flight=self._traffic.in_flight,
-            now=self._clock(),
-            rss=self._rss(),
-            memory_limit=self._memory_limit,
+            floor=self._lull.floor,
+            quiet_s=self._lull.quiet_s(now),
+            rss=self._rss,
+            limit=self._limit,
         )
 
     def _learn(self, pause: Pause) -> None:
-        heap = self._heap()
+        # Called inside a collection, in any thread, perhaps inside a lock: arithmetic only.
         self._policy.collected(
-            pause.generation, seconds=pause.seconds, freed=pause.freed, now=heap.now, rss=heap.rss
+            pause.generation,
+            seconds=pause.seconds,
+            candidates=pause.candidates,
+            freed=pause.freed,
+            now=self._clock(),
         )
-        if self._policy.needs_valve(heap):
-            self._set_valve(open_=True)
-        elif pause.generation == 2:  # noqa: PLR2004 - the oldest generation
-            self._set_valve(open_=False)
+        heap = self._heap()
+        if self._valve_open and pause.generation == Generation.FULL:
+            self._valve_open = False
+            self._set_thresholds(heap)
+        else:
+            self._mind_the_valve(heap)
 
-    def _set_valve(self, *, open_: bool) -> None:
-        if open_ != self.valve_open:
-            self.valve_open = open_
-            young, middle, never = self._thresholds
-            gc.set_threshold(young, middle, 10 if open_ else never)
+    def _mind_the_valve(self, heap: Heap) -> None:
+        if self._valve_open:
+            self._valve_open = not self._policy.valve_can_close(heap)
+        elif reason := self._policy.valve_reason(heap):
+            self._valve_open = True
+            openings = self._pauses.state.valve_openings
+            openings[reason] = openings.get(reason, 0) + 1
+        self._set_thresholds(heap)
 
+    def _set_thresholds(self, heap: Heap) -> None:
+        young, middle, old = self._switches.found
+        if self._valve_open:
+            self._switches.set(young, middle, old)
+        else:
+            self._switches.set(self._policy.backstop(heap, automatic=young), middle, _NEVER)
 
-@contextmanager
-def frozen_heap() -> Iterator[None]:
-    """Collect, then keep what is alive out of every later collection inside this block.
+    def _set_limits(self) -> None:
+        wants_full = self._policy.deferred_s(self._clock()) > 0
+        self._quiet_limit = 0 if wants_full else self._policy.young_limit(quiet=True)
+        self._busy_limit = 0 if wants_full else self._policy.young_limit(quiet=False)
 
-    Left alone where somebody froze a heap before: theirs and ours could not be told apart later.
-    """
-    gc.collect()
-    if gc.get_freeze_count() > _FROZEN_BY_INTERPRETER:
-        log.info("the heap was frozen before asgi-mlperf started; left as it is")
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
+    def _report(self, now: float) -> None:
+        state = self._pauses.state
+        state.frozen_objects = self._freezer.objects
+        state.deferred_s = self._policy.deferred_s(now)
 
-
-def has_generations() -> bool:
-    """Say whether young collections are cheap here: not on free-threaded builds, which scan everything."""
-    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
+    def _give_up(self) -> None:
+        self._switches.set(*self._switches.found)

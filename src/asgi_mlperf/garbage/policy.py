@@ -1,23 +1,26 @@
 """When to collect what: decisions from counts, clock and memory, without any effect.
 
-The idea is Pitchfork's out-of-band collection (collect between requests, when nothing request-scoped
-is alive, so that nothing is promoted too early) with the lessons of its predecessors: no collection
-by request count, a budget for full passes, and a back-off when they free nothing.
+Three ideas meet here. Pitchfork's out-of-band collection: collect between requests, when nothing
+request-scoped is alive, so that nothing is promoted too early. Go's pacer: a budget for the share of
+time and a target for a single pause, fed by what collections really cost. CPython's own rule for full
+collections: only when survivors are a good part of what such a collection must look at.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from enum import IntEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from asgi_mlperf.garbage.pacer import Pacer
+
 _MEBIBYTE = 1 << 20
-_GROWTH_BYTES = 64 * _MEBIBYTE
 _GROWTH_SHARE = 0.10
-_WORTHWHILE_OBJECTS = 1_000
-_LONGEST_BACK_OFF = 64
+_FREEZABLE_OBJECTS = 20_000
+_FREEZE_BUSY_AFTER = 4
+_BACKSTOP_BYTES_PER_OBJECT = 1024
 
 
 class GarbageSettings(BaseModel):
@@ -30,98 +33,244 @@ class GarbageSettings(BaseModel):
         description="`scheduled`: between requests; `freeze`: only freeze at start-up; `off`: leave it alone",
     )
     young_objects: int = Field(
-        default=2_000, ge=1, description="new objects that make an idle moment worth a young collection"
+        default=2_000, ge=1, description="new objects that make a quiet moment worth a young collection"
     )
     backstop_objects: int = Field(
-        default=100_000, ge=1_000, description="new objects that force a young collection on a busy worker"
+        default=1_000_000,
+        ge=1_000,
+        description="new objects at which CPython collects by itself, should no request end before",
     )
-    full_after: int = Field(default=25, ge=1, description="young collections before a full one is considered")
+    pause_ms: float = Field(
+        default=2.0, gt=0, description="milliseconds a collection may take while requests are in flight"
+    )
+    young_share: float = Field(
+        default=0.01,
+        gt=0,
+        le=1,
+        description="share of wall time that young collections may spend on objects that live on",
+    )
+    full_objects: int = Field(
+        default=100_000, ge=1_000, description="objects that survived, from which a full collection is due"
+    )
+    full_growth_mb: int = Field(
+        default=64, ge=1, description="growth of resident memory, in MiB, that makes a full collection due"
+    )
+    full_interval_s: float = Field(
+        default=60.0, gt=0, description="seconds after which any survivors make a full collection due"
+    )
     full_share: float = Field(
         default=0.01, gt=0, le=1, description="share of wall time that full collections may take"
     )
+    quiet_ms: float = Field(
+        default=100.0, ge=0, description="milliseconds without traffic before a long full collection"
+    )
     max_deferral_s: float = Field(
         default=120.0, gt=0, description="seconds a due full collection may be put off by busy traffic"
+    )
+    refreeze_idle_s: float = Field(
+        default=5.0, gt=0, description="seconds without traffic before what was loaded late is frozen too"
+    )
+    valve_growth_mb: int = Field(
+        default=512,
+        ge=1,
+        description="growth of resident memory, in MiB and at most half of what is free under the limit, "
+        "that re-arms CPython's own collections",
     )
     memory_share: float = Field(
         default=0.85,
         gt=0,
         le=1,
-        description="share of the memory limit beyond which CPython's own full collections are re-armed",
+        description="share of the memory limit beyond which frozen objects are collected too",
+    )
+    check_ms: float = Field(
+        default=50.0, ge=1, description="milliseconds between looks at memory, from a thread of its own"
     )
 
 
 class Generation(IntEnum):
-    """What to collect: everything young, or everything."""
+    """What to collect: new objects; also those that survived one collection; everything not frozen."""
 
+    NEW = 0
     YOUNG = 1
     FULL = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Heap:
-    """What a decision looks at: new objects, requests in flight, seconds, bytes (limit 0: none)."""
+class Heap(NamedTuple):
+    """What a decision looks at; seconds, bytes (limit 0: none), and counts.
 
-    new_objects: int
-    in_flight: int
+    ``new_passes`` counts collections of only the new objects since the last of all young ones. ``floor``
+    is the fewest requests in flight of late: streams and long polls that are always there do not make a
+    worker busy. ``quiet_s`` is how long no request has ended.
+    """
+
     now: float
+    new_objects: int
+    new_passes: int
+    in_flight: int
+    floor: int
+    quiet_s: float = 0.0
     rss: int = 0
-    memory_limit: int = 0
+    limit: int = 0
+
+    @property
+    def is_quiet(self) -> bool:
+        """Say whether no more is in flight than always is."""
+        return self.in_flight <= self.floor
 
 
 class Policy:
-    """Decides from what it is shown and what past collections cost; touches nothing."""
+    """Decides from what it is shown and what past collections cost and freed; touches nothing.
 
-    def __init__(self, settings: GarbageSettings, *, now: float, rss: int) -> None:
-        """Begin right after a full collection at ``now`` (seconds) with ``rss`` bytes resident."""
+    Young collections spend at most ``young_share`` of the time on objects that live on, and full ones
+    take at most ``full_share``, one collection over each at most. Not counted is what somebody else
+    starts, CPython included.
+    """
+
+    def __init__(
+        self, settings: GarbageSettings, *, now: float, rss: int, old: int = 0, has_generations: bool = True
+    ) -> None:
+        """Begin at ``now`` (seconds) with ``old`` objects not frozen and ``rss`` bytes resident."""
         self._settings = settings
-        self._full_at = now
-        self._full_rss = rss
-        self._full_seconds = 0.0
-        self._young_since_full = 0
-        self._back_off = 1
+        self._has_generations = has_generations
+        self._pacer = Pacer(settings.young_share, settings.full_share, now=now)
+        self._pacer.thawed(old)
+        self._live_rss: int | None = rss
         self._due_since: float | None = None
+        self._thaw_above = 0.0
+        self._thawed = False
 
     def choose(self, heap: Heap) -> Generation | None:
-        """Say what to collect at the end of a request, or at an idle moment."""
-        if self._full_is_due(heap) and (not heap.in_flight or self._deferred_too_long(heap.now)):
+        """Say what to collect at the end of a request, or at a quiet moment."""
+        if self._full_is_due(heap) and self._is_moment_for_full(heap):
             return Generation.FULL
-        if heap.new_objects >= self.young_limit(heap.in_flight):
-            return Generation.YOUNG
+        if (
+            not self._has_generations
+            or heap.new_objects < self.young_limit(quiet=heap.is_quiet)
+            or heap.now < self._pacer.young_from
+        ):
+            return None
+        # What is alive in a request would be promoted for good; a generation between spares most of it.
+        return Generation.NEW if heap.in_flight and heap.new_passes < 10 else Generation.YOUNG  # noqa: PLR2004 - as in CPython
+
+    def young_limit(self, *, quiet: bool) -> int:
+        """New objects from which a young collection is considered."""
+        settings = self._settings
+        if quiet:
+            return settings.young_objects
+        affordable = int(settings.pause_ms / 1000 / self._pacer.seconds_per_object)
+        return min(max(affordable, settings.young_objects), settings.backstop_objects)
+
+    def backstop(self, heap: Heap, automatic: int) -> int:
+        """New objects at which CPython should collect by itself.
+
+        Nearer where memory is short, but never nearer than ``automatic``, where a stock process would.
+        """
+        limit = self._settings.backstop_objects
+        if heap.limit:
+            fitting = max(heap.limit - heap.rss, 0) // 2 // _BACKSTOP_BYTES_PER_OBJECT
+            limit = min(limit, 1 << fitting.bit_length() >> 1)
+        return max(limit, automatic)
+
+    def wants_freeze(self, heap: Heap) -> bool:
+        """Say, right after a full collection, whether what it left is better not looked at again."""
+        pacer = self._pacer
+        if self._thawed:
+            return heap.is_quiet
+        if heap.quiet_s >= self._settings.refreeze_idle_s:
+            return pacer.old >= _FREEZABLE_OBJECTS
+        patience = 1 if heap.is_quiet and not heap.in_flight else _FREEZE_BUSY_AFTER
+        return pacer.full_seconds > self._settings.pause_ms / 1000 and pacer.back_off > patience
+
+    def needs_thaw(self, heap: Heap) -> bool:
+        """Say whether memory is so short that frozen objects must be looked at as well."""
+        short = bool(heap.limit) and heap.rss > max(
+            self._settings.memory_share * heap.limit, self._thaw_above
+        )
+        return short and not self._thawed
+
+    def valve_reason(self, heap: Heap) -> Literal["memory", "overdue"] | None:
+        """Say why CPython must collect by itself: nobody got to ``choose`` in time."""
+        if self._live_rss is not None and heap.rss > self._live_rss + self._valve_growth(heap):
+            return "memory"
+        if self._full_is_due(heap) and self.deferred_s(heap.now) >= 2 * self._settings.max_deferral_s:
+            return "overdue"
         return None
 
-    def young_limit(self, in_flight: int) -> int:
-        """New objects from which a young collection is worth its pause with so many requests in flight."""
-        return self._settings.backstop_objects if in_flight else self._settings.young_objects
+    def valve_can_close(self, heap: Heap) -> bool:
+        """Say whether the reason to open the valve is gone without a full collection."""
+        calm = self._live_rss is None or heap.rss < self._live_rss + self._valve_growth(heap) / 2
+        return calm and self.deferred_s(heap.now) < self._settings.max_deferral_s
 
-    def needs_valve(self, heap: Heap) -> bool:
-        """Say whether CPython must collect by itself, because nobody gets to ``choose`` in time."""
-        if heap.memory_limit and heap.rss > self._settings.memory_share * heap.memory_limit:
-            return True
-        return self._full_is_due(heap) and self._deferred_too_long(heap.now, patience=2.0)
+    def deferred_s(self, now: float) -> float:
+        """Return for how many seconds a full collection has been due."""
+        since = self._due_since
+        return 0.0 if since is None else max(0.0, now - since)
 
-    def collected(self, generation: int, *, seconds: float, freed: int, now: float, rss: int) -> None:
-        """Learn from a collection, whoever asked for it."""
-        if generation == Generation.YOUNG:
-            self._young_since_full += 1
-        elif generation == Generation.FULL:
-            idle = freed < _WORTHWHILE_OBJECTS
-            self._back_off = min(self._back_off * 2, _LONGEST_BACK_OFF) if idle else 1
-            self._full_seconds = seconds
-            self._full_at, self._full_rss = now, rss
-            self._young_since_full = 0
-            self._due_since = None
+    def collected(self, generation: int, *, seconds: float, candidates: int, freed: int, now: float) -> None:
+        """Learn from a collection that had ``candidates`` new objects to look at, whoever asked for it."""
+        if self._has_generations and generation != Generation.FULL:
+            self._pacer.young(seconds=seconds, candidates=candidates, freed=freed, now=now)
+            return
+        self._pacer.full(seconds=seconds, candidates=candidates, freed=freed, now=now)
+        self._due_since = self._live_rss = None
+        if self._thawed:
+            self._thaw_above = math.inf
+
+    @property
+    def old_objects(self) -> int:
+        """Return about how many objects the last full collection left that are not frozen."""
+        return self._pacer.old
+
+    def saw_memory(self, heap: Heap) -> None:
+        """Take the first look at memory after a full collection as what is really in use."""
+        if self._live_rss is None:
+            self._live_rss = heap.rss
+            if self._thaw_above == math.inf:
+                self._thaw_above = (heap.rss + heap.limit) / 2
+
+    def froze(self) -> None:
+        """Learn that what is alive will not be looked at again."""
+        self._thawed = False
+        self._pacer.froze()
+
+    def thawed(self, objects: int) -> None:
+        """Learn that so many frozen objects will be looked at again, and must be soon."""
+        self._thawed = True
+        self._pacer.thawed(objects)
+
+    def _valve_growth(self, heap: Heap) -> float:
+        growth = self._settings.valve_growth_mb * _MEBIBYTE
+        room = max(heap.limit - (self._live_rss or 0), 0) if heap.limit else 2 * growth
+        return min(growth, room / 2)
+
+    def _growth(self, heap: Heap) -> float:
+        """Return by how many times the growth that makes a full collection due was reached."""
+        if self._live_rss is None:
+            return 0.0
+        worth = max(self._settings.full_growth_mb * _MEBIBYTE, _GROWTH_SHARE * self._live_rss)
+        return (heap.rss - self._live_rss) / (worth * self._pacer.back_off)
 
     def _full_is_due(self, heap: Heap) -> bool:
-        survivors = self._young_since_full >= self._settings.full_after * self._back_off
-        grown = heap.rss > self._full_rss + max(_GROWTH_BYTES, _GROWTH_SHARE * self._full_rss)
-        affordable = self._full_seconds <= self._settings.full_share * (heap.now - self._full_at)
-        due = self._young_since_full > 0 and (survivors or grown) and affordable
+        pacer, settings = self._pacer, self._settings
+        survivors = pacer.survivors + (0 if self._has_generations else heap.new_objects)
+        enough = max(settings.full_objects, pacer.old / 4) * pacer.back_off
+        stale = survivors > 0 and heap.now - pacer.full_at >= settings.full_interval_s * pacer.back_off
+        idle = heap.is_quiet and heap.quiet_s >= settings.refreeze_idle_s
+        loaded_late = idle and survivors > 0 and survivors + pacer.old >= _FREEZABLE_OBJECTS
+        due = heap.now >= pacer.full_from and (
+            survivors >= enough or stale or loaded_late or self._thawed or self._growth(heap) >= 1
+        )
         if not due:
             self._due_since = None
         elif self._due_since is None:
             self._due_since = heap.now
         return due
 
-    def _deferred_too_long(self, now: float, *, patience: float = 1.0) -> bool:
-        since = now if self._due_since is None else self._due_since
-        return now - since >= patience * self._settings.max_deferral_s
+    def _is_moment_for_full(self, heap: Heap) -> bool:
+        if self._growth(heap) >= 2:  # noqa: PLR2004 - memory grows faster than quiet moments come
+            return True
+        if not heap.is_quiet:
+            return False
+        short = self._pacer.predicted_full_seconds() <= self._settings.pause_ms / 1000
+        quiet = heap.quiet_s >= self._settings.quiet_ms / 1000
+        return short or quiet or self.deferred_s(heap.now) >= self._settings.max_deferral_s
