@@ -30,15 +30,15 @@ def test_without_a_lifespan_requests_pass_with_one_warning_that_names_the_fix(na
 
 
 @pytest.mark.parametrize("name", WITHOUT_LIFESPAN)
-@pytest.mark.parametrize("path", ["/double?number=21", "/triple?number=14"])
-def test_without_a_lifespan_inference_fails_with_an_error_that_names_the_fix(name, path, tmp_path):
+def test_without_a_lifespan_inference_fails_with_an_error_that_names_the_fix(name, tmp_path):
     with serving(WITHOUT_LIFESPAN[name], tmp_path) as server:
-        assert server.get(path).status == 500
+        assert server.get("/double?number=21").status == 500
+        assert server.get("/triple?number=14").status == 500
         server.terminate()
         server.exit_status()
         errors = [line for line in server.output.splitlines() if "NotRunning: " in line]
-        assert len(errors) == 1
-        assert "plugin.install(app)" in errors[0]
+        assert len(errors) == 2
+        assert all("plugin.install(app)" in error for error in errors)
 
 
 @pytest.mark.parametrize("name", STOPS_AT_A_BROKEN_APP)
@@ -52,9 +52,8 @@ def test_a_bad_setting_stops_the_start_and_says_what_the_variable_takes(name, tm
         assert server.read_events() == []
 
 
-@pytest.mark.parametrize("name", STOPS_AT_A_BROKEN_APP)
-def test_an_unknown_setting_stops_the_start_and_says_the_nearest_name(name, tmp_path):
-    with serving(COMMANDS[name], tmp_path, environ={"ASGI_MLPERF_PULL__THREADS": "2"}) as server:
+def test_an_unknown_setting_stops_the_start_and_says_the_nearest_name(tmp_path):
+    with serving(COMMANDS["uvicorn"], tmp_path, environ={"ASGI_MLPERF_PULL__THREADS": "2"}) as server:
         assert server.exit_status() != 0
         errors = {line for line in server.output.splitlines() if "ASGI_MLPERF_" in line}
         assert errors == {
