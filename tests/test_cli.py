@@ -59,9 +59,9 @@ def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def test_doctor_reports_the_budget_the_caps_and_the_versions():
-    report = json.loads(doctor("--json", ASGI_MLPERF_THREADS__CPUS="4", ASGI_MLPERF_WORKERS="2").stdout)
-    assert report["cpu"]["CPUs for all workers"] == "4 (setting)"
-    assert report["cpu"]["CPUs of this worker"] == 2
+    report = json.loads(doctor("--json", ASGI_MLPERF_THREADS__CPUS="2", ASGI_MLPERF_WORKERS="2").stdout)
+    assert report["cpu"]["CPUs for all workers"] == "2 (setting)"
+    assert report["cpu"]["CPUs of this worker"] == 1
     assert report["native threads"]["caps hold"] == "yes"
     assert report["native threads"]["torch, capped"] == 1
     assert report["native threads"]["torch convolution in a fresh thread starts"] == "0 more"

@@ -130,7 +130,7 @@ async def test_features_start_in_the_order_of_the_design():
 
     def look():
         return {
-            "threads": threading.Thread.run is not thread_run,
+            "threads": threading.Thread.start is not thread_start,
             "gc": gc.get_threshold()[2] > 10,
             "frozen": gc.get_freeze_count() > 1_000,
         }
@@ -145,7 +145,7 @@ async def test_features_start_in_the_order_of_the_design():
         seen["app stops"] = look()
 
     plugin.warmup(warm_up)
-    thread_run = threading.Thread.run
+    thread_start = threading.Thread.start
     async with plugin.wrap(own)(Starlette()):
         seen["serving"] = look()
     early = {"threads": True, "gc": False, "frozen": False}

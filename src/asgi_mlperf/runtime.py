@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import time
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,13 @@ from asgi_mlperf.garbage.schedule import scheduled
 from asgi_mlperf.health import Readiness, draining_on_signals
 from asgi_mlperf.hooks import Serving, Traffic
 from asgi_mlperf.host.cpu import cpu_budget
+from asgi_mlperf.host.environment import exported, thread_counts
 from asgi_mlperf.host.memory import memory_limit, rss_reader
-from asgi_mlperf.host.threads import NativeThreadCaps, capping_new_threads
+from asgi_mlperf.host.selfcheck import checking
+from asgi_mlperf.host.tasks import watching
+from asgi_mlperf.host.threads import NativeThreadCaps
+from asgi_mlperf.host.topology import affinity, physical_cores
+from asgi_mlperf.host.widths import widths
 from asgi_mlperf.inference.batching import Batcher, is_coroutine_function
 from asgi_mlperf.inference.executors import InlineExecutor, ThreadExecutor
 from asgi_mlperf.inference.pool import Pool, name_of
@@ -136,7 +141,9 @@ async def running(
         own_lifespan(app) as state,
         _warmed_up(process, runtime, caps, metrics, warm_ups),
         _garbage(process) as garbage_hooks,
-        _served(process, publisher, runtime, metrics, readiness, endpoints, garbage_hooks),
+        _served(
+            process, publisher, runtime, metrics, readiness, endpoints, (*_caps_hooks(caps), *garbage_hooks)
+        ),
     ):
         yield state
 
@@ -178,42 +185,68 @@ async def _telemetry(process: Process, app: Any) -> AsyncIterator[Metrics]:
 
 @asynccontextmanager
 async def _native_threads(process: Process) -> AsyncIterator[NativeThreadCaps | None]:
-    threads = process.settings.threads
-    with _claim("native threads", wanted=threads.enabled or threads.pin) as mine:
-        if not mine:
+    threads, budget = process.settings.threads, process.budget
+    with _claim("native threads", wanted=threads.enabled or threads.pin) as mine, ExitStack() as stack:
+        place_new = stack.enter_context(_pinned(process)) if mine and threads.pin else None
+        if not mine or not threads.enabled:
             yield None
             return
-        with _pinned(process) if threads.pin else nullcontext():
-            if not threads.enabled:
-                yield None
-                return
-            limit = threads.native or max(1, process.budget.per_worker // process.inference_threads)
-            caps = NativeThreadCaps(limit, threads.interop)
-            try:
-                caps.apply()
-                with capping_new_threads(caps.apply):
-                    yield caps
-            finally:
-                caps.restore()
+        if not budget.workers_known:
+            log.warning("the number of workers is not known, one is assumed: set ASGI_MLPERF_WORKERS")
+        allowed = widths(
+            native=threads.native,
+            cpus=budget.per_worker,
+            cores=budget.cores_per_worker,
+            inference_threads=process.inference_threads,
+        )
+        stack.enter_context(exported(thread_counts(allowed.alone)))
+        caps = NativeThreadCaps(allowed, interop=threads.interop, place_new=place_new)
+        stack.callback(caps.restore)
+        caps.refresh()
+        caps.begin_on_loop()
+        stack.enter_context(watching(caps))
+        yield caps
 
 
 @contextmanager
-def _pinned(process: Process) -> Iterator[None]:
+def _pinned(process: Process) -> Iterator[Callable[[], None] | None]:
+    """Yield what a new thread must call to be placed, None where nothing is pinned."""
+    budget = process.budget
     if not hasattr(os, "sched_setaffinity"):
         log.warning("ASGI_MLPERF_THREADS__PIN needs Linux; nothing is pinned")
-        yield
+        yield None
         return
-    from asgi_mlperf.host import affinity  # noqa: PLC0415 - file locks and masks that other systems lack
+    if not budget.pinnable:
+        log.warning(
+            "ASGI_MLPERF_THREADS__PIN needs CPUs of one's own; the %s allows %g, nothing is pinned",
+            budget.source,
+            budget.cpus,
+        )
+        yield None
+        return
+    from asgi_mlperf.host.affinity import pinned, placement, worker_slot  # noqa: PLC0415 - Linux only
 
-    workers = process.budget.workers
-    with affinity.worker_slot(workers) as slot:
+    with worker_slot(budget.workers) as slot:
         if slot is None:
-            log.warning("more workers than ASGI_MLPERF_WORKERS=%d; this one is not pinned", workers)
-            yield
+            log.warning("more workers than ASGI_MLPERF_WORKERS=%d; this one is not pinned", budget.workers)
+            yield None
             return
-        cpus = affinity.cpus_of_slot(sorted(os.sched_getaffinity(0)), slot, workers)
-        with affinity.pinned(cpus):
-            yield
+        cores = physical_cores(affinity())
+        place = placement(cores, slot, budget.workers, loop_core=process.settings.threads.loop_core)
+        with pinned(place):
+            yield place.place_new
+
+
+def _caps_hooks(caps: NativeThreadCaps | None) -> tuple[RequestHook, ...]:
+    if caps is None:
+        return ()
+    begin_on_loop = caps.begin_on_loop
+
+    def hook(_: Exchange) -> Closer:
+        begin_on_loop()
+        return _no_closer
+
+    return (hook,)
 
 
 @asynccontextmanager
@@ -221,7 +254,6 @@ async def _inference(
     process: Process, caps: NativeThreadCaps | None, metrics: Metrics
 ) -> AsyncIterator[Runtime]:
     threads = process.inference_threads
-    prepare = caps.apply if caps else _nothing
 
     def pool(name: str, executor: ThreadExecutor | InlineExecutor) -> Pool:
         return Pool(
@@ -232,14 +264,15 @@ async def _inference(
             observers=metrics.pool(name),
         )
 
-    in_threads, inline = ThreadExecutor(threads, prepare_thread=prepare), InlineExecutor()
+    in_threads = ThreadExecutor(threads, around_job=caps.run if caps else _call)
+    inline = InlineExecutor()
     default, coroutines = pool("default", in_threads), pool("coroutines", inline)
     async with in_threads.lifespan(), inline.lifespan(), default.lifespan(), coroutines.lifespan():
         yield Runtime(pool=default, coroutine_pool=coroutines, metrics=metrics)
 
 
-def _nothing() -> None:
-    pass
+def _call(job: Callable[[], Any]) -> Any:
+    return job()
 
 
 def _endpoints(settings: Settings, app: Any, readiness: Readiness, metrics: Metrics) -> dict[str, ASGIApp]:
@@ -273,16 +306,24 @@ async def _warmed_up(
     warm_ups: Sequence[Callable[[], Awaitable[None] | None]],
 ) -> AsyncIterator[None]:
     if caps:
-        caps.apply()  # the app's lifespan may have been the first to import torch
-        for library, count in caps.report().items():
-            metrics.native_threads.labels(library).set(count)
+        caps.refresh()  # the app's lifespan may have been the first to import torch
+        caps.begin_on_loop()
     for warm_up in warm_ups:
         if inspect.iscoroutinefunction(warm_up):
             await warm_up()
         else:
             await runtime.pool.run(warm_up, (), None)
     runtime.set_default_timeout(process.settings.pool.timeout_ms / 1000)
-    yield
+    with _self_check(process, caps, metrics):
+        yield
+
+
+def _self_check(
+    process: Process, caps: NativeThreadCaps | None, metrics: Metrics
+) -> AbstractContextManager[None]:
+    if caps is None or not process.settings.threads.self_check:
+        return nullcontext()
+    return checking(caps, lambda library, count: metrics.native_threads.labels(library).set(count))
 
 
 @asynccontextmanager
@@ -312,10 +353,9 @@ async def _served(
     metrics: Metrics,
     readiness: Readiness,
     endpoints: dict[str, ASGIApp],
-    garbage_hooks: tuple[RequestHook, ...],
+    hooks: tuple[RequestHook, ...],
 ) -> AsyncIterator[None]:
     settings = process.settings
-    hooks = garbage_hooks
     if settings.metrics.enabled:
         hooks = (metrics.hook, *hooks)
     if settings.json != JSONSettings():

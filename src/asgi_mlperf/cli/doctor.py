@@ -7,28 +7,41 @@ import importlib.util
 import json
 import os
 import platform
-import sys
-import threading
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.cli import tables
 from asgi_mlperf.garbage.kinds import collector_kind
+from asgi_mlperf.host import cgroup
 from asgi_mlperf.host.cpu import cpu_budget
 from asgi_mlperf.host.memory import memory_limit
-from asgi_mlperf.host.threads import NativeThreadCaps, capping_new_threads
+from asgi_mlperf.host.selfcheck import check, complaint
+from asgi_mlperf.host.supervisor import SINGLE
+from asgi_mlperf.host.tasks import watching
+from asgi_mlperf.host.threads import NativeThreadCaps
+from asgi_mlperf.host.widths import widths
 from asgi_mlperf.settings import Settings
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from asgi_mlperf.host.cpu import CPUBudget
+    from asgi_mlperf.host.selfcheck import Finding
+    from asgi_mlperf.host.widths import Widths
 
 _PACKAGES = (
     *("asgi-mlperf", "starlette", "fastapi", "anyio", "orjson", "prometheus-client", "threadpoolctl"),
     *("numpy", "torch", "uvicorn"),
 )
-_TASKS = Path("/proc/self/task")
+_THREADS_OF_THEIR_OWN = {
+    "onnxruntime": "SessionOptions.intra_op_num_threads = {n}, inter_op_num_threads = 1; OMP_* is not heeded",
+    "tensorflow": "tf.config.threading.set_intra_op_parallelism_threads({n}) before the first op; inter: 1",
+    "numexpr": "numexpr.set_num_threads({n}), or NUMEXPR_NUM_THREADS={n}",
+    "tokenizers": "RAYON_NUM_THREADS={n}, or TOKENIZERS_PARALLELISM=false for one thread",
+    "polars": "POLARS_MAX_THREADS={n} before it is imported",
+}
 _MEBIBYTE = 1 << 20
 
 
@@ -38,7 +51,7 @@ def main(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(report, indent=2))
         return
-    for title in ("cpu", "memory", "native threads", "garbage", "versions"):
+    for title in (name for name, section in report.items() if section and name != "advice"):
         rows = [[name, str(value)] for name, value in report[title].items()]
         print(tables.plain((title, ""), rows), end="\n\n")
     print("advice")
@@ -47,75 +60,64 @@ def main(options: argparse.Namespace) -> None:
         print(f"- {line}")
 
 
-def examine(settings: Settings) -> dict[str, Any]:
+def examine(settings: Settings, root: Path = cgroup.ROOT) -> dict[str, Any]:
     """Return everything the doctor knows, in sections, and the advice that follows from it."""
-    budget = cpu_budget(cpus=settings.threads.cpus, workers=settings.workers, environ=os.environ)
+    budget = cpu_budget(cpus=settings.threads.cpus, workers=settings.workers, environ=os.environ, root=root)
     inference_threads = settings.pool.threads or budget.per_worker
-    limit = settings.threads.native or max(1, budget.per_worker // inference_threads)
-    threads = _native_threads(limit, settings.threads.interop)
+    allowed = widths(
+        native=settings.threads.native,
+        cpus=budget.per_worker,
+        cores=budget.cores_per_worker,
+        inference_threads=inference_threads,
+    )
+    found, finding = _native_threads(NativeThreadCaps(allowed, interop=settings.threads.interop))
     report: dict[str, Any] = {
         "cpu": {
             "CPUs for all workers": f"{budget.cpus:g} ({budget.source})",
+            "physical cores": budget.cores,
             "workers": f"{budget.workers} ({budget.workers_source})",
             "CPUs of this worker": budget.per_worker,
             "inference threads": inference_threads,
-            "native threads per op": limit,
+            "native threads per op": _width(allowed),
         },
-        "memory": {"limit": _mebibytes(memory_limit())},
-        "native threads": threads,
+        "memory": {"limit": _mebibytes(memory_limit(root))},
+        "native threads": found,
+        "libraries to set by hand": _own_threads(allowed.share),
         "garbage": _garbage(),
         "versions": dict(_versions()),
     }
-    report["advice"] = list(_advice(report, settings, budget.workers_source, limit))
+    report["advice"] = list(_advice(settings, budget, finding))
     return report
 
 
-def _native_threads(limit: int, interop: int) -> dict[str, Any]:
+def _width(allowed: Widths) -> str:
+    if allowed.alone == allowed.share:
+        return f"{allowed.alone}"
+    return f"{allowed.alone} while one call runs, {allowed.share} while all inference threads are busy"
+
+
+def _native_threads(caps: NativeThreadCaps) -> tuple[dict[str, Any], Finding]:
     for name in ("numpy", "torch"):
         if importlib.util.find_spec(name):
             __import__(name)
-    caps = NativeThreadCaps(limit, interop)
+    caps.refresh()
     uncapped = caps.report()
-    caps.apply()
-    started: dict[str, int] = {}
-    with capping_new_threads(caps.apply):
-        thread = threading.Thread(target=lambda: started.update(_widths()))
-        thread.start()
-        thread.join()
+    try:
+        with watching(caps):
+            finding = check(caps)
+    finally:
+        caps.restore()
     found: dict[str, Any] = {f"{library}, as found": count for library, count in uncapped.items()}
-    found |= {f"{library}, capped": count for library, count in caps.report().items()}
-    found |= {f"{op} in a fresh thread starts": f"{count} more" for op, count in started.items()}
-    found["caps hold"] = _verdict(started, limit)
-    return found
+    found |= {f"{library}, capped": count for library, count in finding.counts.items()}
+    found |= {f"{op} in a fresh thread starts": f"{count} more" for op, count in finding.started.items()}
+    found["caps hold"] = _verdict(finding)
+    return found, finding
 
 
-def _verdict(started: dict[str, int], limit: int) -> str:
-    if not started:
-        return "not known: needs /proc, and numpy or torch"
-    return "yes" if all(count < limit for count in started.values()) else "no"
-
-
-def _widths() -> Iterator[tuple[str, int]]:
-    for name, op in _ops():
-        before = _task_count()
-        op()
-        if before:
-            yield name, _task_count() - before
-
-
-def _ops() -> Iterator[tuple[str, Callable[[], Any]]]:
-    if numpy := sys.modules.get("numpy"):
-        matrix = numpy.ones((512, 512), numpy.float32)
-        yield "numpy matmul", lambda: matrix @ matrix
-    if torch := sys.modules.get("torch"):
-        tensor, image = torch.ones(512, 512), torch.ones(4, 16, 64, 64)
-        convolution = torch.nn.Conv2d(16, 16, 3)
-        yield "torch matmul", lambda: tensor @ tensor
-        yield "torch convolution", lambda: convolution(image)
-
-
-def _task_count() -> int:
-    return sum(1 for _ in _TASKS.iterdir()) if _TASKS.is_dir() else 0
+def _verdict(finding: Finding) -> str:
+    if finding.above:
+        return "no"
+    return "yes" if finding.started else "not known: needs /proc, and numpy or torch"
 
 
 def _garbage() -> dict[str, Any]:
@@ -140,14 +142,27 @@ def _mebibytes(size: int | None) -> str:
     return "none" if size is None else f"{size // _MEBIBYTE} MiB (cgroup)"
 
 
-def _advice(report: dict[str, Any], settings: Settings, workers_source: str, limit: int) -> Iterator[str]:
+def _advice(settings: Settings, budget: CPUBudget, finding: Finding) -> Iterator[str]:
     if not settings.enabled:
         yield "ASGI_MLPERF_ENABLED=false: the app runs as if the plugin were not there"
-    if workers_source == "default":
-        yield "if the server starts several workers, set ASGI_MLPERF_WORKERS to their number"
-    if report["native threads"]["caps hold"] == "no":
-        yield f"the caps do not hold: also set OMP_NUM_THREADS={limit} in the environment of the server"
+    if not budget.workers_known or budget.workers_source == SINGLE.source:
+        yield "no server is seen from here: if yours starts several workers, set ASGI_MLPERF_WORKERS"
+    if budget.cpus > budget.detected:
+        yield (
+            f"ASGI_MLPERF_THREADS__CPUS={budget.cpus:g} is more than the {budget.detected:g} CPUs found "
+            "here: workers will wait for each other"
+        )
+    if finding.above:
+        yield complaint(finding)
     if not gc.isenabled():
         yield "gc is disabled here: collections at request ends still run, the safety valve cannot"
     if settings.gc.mode == "off":
         yield "ASGI_MLPERF_GC__MODE=off: full collections may stop requests; scheduled avoids that"
+
+
+def _own_threads(width: int) -> dict[str, str]:
+    return {
+        module: text.format(n=width)
+        for module, text in _THREADS_OF_THEIR_OWN.items()
+        if importlib.util.find_spec(module)
+    }

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path("/")
+
+
+class _Mount(NamedTuple):
+    """A mounted hierarchy: what part of it is mounted, where, and which v1 controllers it has."""
+
+    group: PurePosixPath
+    directory: Path
+    controllers: frozenset[str]
 
 
 def read(path: Path) -> str | None:
@@ -20,22 +28,39 @@ def read(path: Path) -> str | None:
 
 
 def ancestors(controller: str, root: Path = ROOT) -> Iterator[Path]:
-    """Yield this process's group directories for ``controller``, innermost first, v2 and v1.
+    """Yield this process's group directories for ``controller``, innermost first, v1 and v2.
 
-    A limit on any ancestor binds, so a caller takes the tightest. Directories that do not exist (a
-    group path seen from inside another mount namespace) are skipped.
+    A limit on any ancestor binds, so a caller takes the tightest. Only what is mounted here can be seen:
+    a container sees its own group as the top.
     """
-    mounted = root / "sys/fs/cgroup"
+    mounts = list(_mounts(root))
     for line in (read(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
-        if not controllers:
-            base = mounted / "unified" if (mounted / "unified").is_dir() else mounted
-        elif controller in controllers.split(","):
-            base = mounted / controllers if (mounted / controllers).is_dir() else mounted / controller
-        else:
+        wanted = controller if controller in controllers.split(",") else None
+        if controllers and not wanted:
             continue
-        parts = [part for part in path.split("/") if part and part != ".."]
-        for depth in range(len(parts), -1, -1):
-            directory = base.joinpath(*parts[:depth])
-            if directory.is_dir():
-                yield directory
+        for mount in mounts:
+            if (wanted in mount.controllers) if wanted else not mount.controllers:
+                yield from _upwards(mount, PurePosixPath(path))
+
+
+def _upwards(mount: _Mount, group: PurePosixPath) -> Iterator[Path]:
+    # Outside of what is mounted here ("/.." in a cgroup namespace), the top of the mount is all there is.
+    inside = group.relative_to(mount.group).parts if group.is_relative_to(mount.group) else ()
+    if ".." in inside:
+        inside = ()
+    for depth in range(len(inside), -1, -1):
+        directory = mount.directory.joinpath(*inside[:depth])
+        if directory.is_dir():
+            yield directory
+
+
+def _mounts(root: Path) -> Iterator[_Mount]:
+    for line in (read(root / "proc/self/mountinfo") or "").splitlines():
+        before, _, after = line.partition(" - ")
+        kind, *_, options = after.split()
+        if kind not in {"cgroup", "cgroup2"}:
+            continue
+        group, point = before.split()[3:5]
+        controllers = options.split(",") if kind == "cgroup" else ()
+        yield _Mount(PurePosixPath(group), root / point.lstrip("/"), frozenset(controllers))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from asgi_mlperf.host import cgroup
+from asgi_mlperf.host.supervisor import Workers, workers_seen
+from asgi_mlperf.host.topology import affinity, physical_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
 
@@ -18,19 +19,29 @@ if TYPE_CHECKING:
 class CPUBudget:
     """The CPUs of one worker: ``max(1, floor(cpus / workers))``.
 
-    ``cpus`` is the tightest of the affinity mask and the cgroup quotas, or the explicit setting;
-    ``source`` says which, ``workers_source`` where the number of workers came from.
+    ``cpus`` is the tightest of the affinity mask and the cgroup quotas, or the setting; ``source`` says
+    which, ``detected`` what it would be without the setting. ``cores`` are the physical cores behind the
+    mask. ``pinnable`` is true when the mask alone limits: a share of its CPUs is a share of what may be used.
     """
 
     cpus: float
     source: str
+    detected: float
+    cores: int
     workers: int
     workers_source: str
+    workers_known: bool
+    pinnable: bool
 
     @property
     def per_worker(self) -> int:
         """Whole CPUs for this worker, at least one."""
         return max(1, math.floor(self.cpus / self.workers))
+
+    @property
+    def cores_per_worker(self) -> int:
+        """Threads that one op of this worker gains from: CPUs, but one per physical core, at least one."""
+        return max(1, min(self.per_worker, self.cores // self.workers))
 
 
 def cpu_budget(
@@ -39,35 +50,33 @@ def cpu_budget(
     workers: int | None,
     environ: Mapping[str, str],
     root: Path = cgroup.ROOT,
+    mask: Collection[int] | None = None,
 ) -> CPUBudget:
-    """Work out this worker's CPU budget; ``cpus`` and ``workers`` given explicitly win over detection."""
-    count, count_source = _workers(workers, environ)
-    if cpus is not None:
-        return CPUBudget(cpus, "setting", count, count_source)
-    limits = [(float(_affinity()), "affinity")]
-    quota = _quota(root)
+    """Work out this worker's CPU budget; ``cpus`` and ``workers`` given explicitly win over detection.
+
+    ``mask`` stands for the affinity of this process.
+    """
+    mask = affinity() if mask is None else mask
+    quota = cpu_quota(root)
+    limits = [(float(len(mask)), "affinity")]
     if quota is not None:
         limits.append((quota, "cgroup quota"))
-    found, source = min(limits)
-    return CPUBudget(found, source, count, count_source)
+    detected, source = min(limits)
+    seen = Workers(workers, "setting") if workers is not None else workers_seen(environ, root)
+    return CPUBudget(
+        cpus=detected if cpus is None else cpus,
+        source=source if cpus is None else "setting",
+        detected=detected,
+        cores=len(physical_cores(mask, root)),
+        workers=seen.count,
+        workers_source=seen.source,
+        workers_known=seen.known,
+        pinnable=source == "affinity",
+    )
 
 
-def _workers(setting: int | None, environ: Mapping[str, str]) -> tuple[int, str]:
-    if setting is not None:
-        return setting, "setting"
-    concurrency = environ.get("WEB_CONCURRENCY", "")
-    if concurrency.isdigit() and int(concurrency) > 0:
-        return int(concurrency), "WEB_CONCURRENCY"
-    return 1, "default"
-
-
-def _affinity() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _quota(root: Path) -> float | None:
+def cpu_quota(root: Path = cgroup.ROOT) -> float | None:
+    """Return the tightest cgroup CPU quota in CPUs, of this process's groups and all their ancestors."""
     quotas = [
         quota
         for directory in cgroup.ancestors("cpu", root)
@@ -78,14 +87,14 @@ def _quota(root: Path) -> float | None:
 
 
 def _quota_v2(directory: Path) -> float | None:
-    words = (cgroup.read(directory / "cpu.max") or "").split()
-    return _ratio(*words) if len(words) == 2 else None  # noqa: PLR2004 - "quota period"
+    quota, _, period = (cgroup.read(directory / "cpu.max") or "").partition(" ")
+    return _ratio(quota, period)
 
 
 def _quota_v1(directory: Path) -> float | None:
     quota = cgroup.read(directory / "cpu.cfs_quota_us")
     period = cgroup.read(directory / "cpu.cfs_period_us")
-    return _ratio(quota, period) if quota and period else None
+    return _ratio(quota or "", period or "")
 
 
 def _ratio(quota: str, period: str) -> float | None:

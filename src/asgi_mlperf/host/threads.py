@@ -2,25 +2,33 @@
 
 OpenMP's thread count is thread-local and torch passes its own on lazily, so a cap set in the main
 thread misses the threads that run the models (pytorch#975, threadpoolctl#208). Here the cap is set
-inside each thread when the thread starts, and again when a library was loaded since.
+inside each thread, when it starts and whenever it begins a task.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
-from contextlib import contextmanager
+import time
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from anyio._backends import _asyncio as anyio_asyncio
 from pydantic import BaseModel, ConfigDict, Field
-from threadpoolctl import ThreadpoolController
+
+from asgi_mlperf.host import libraries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from asgi_mlperf.host.libraries import Library
+    from asgi_mlperf.host.widths import Widths
 
 log = logging.getLogger("asgi_mlperf")
+
+_LOOK_AGAIN_S = 1.0
+_IMPORTED_IN = os.getpid()
 
 
 class ThreadSettings(BaseModel):
@@ -32,118 +40,194 @@ class ThreadSettings(BaseModel):
     native: int | None = Field(
         default=None,
         ge=1,
-        description="native threads an op may use; default: CPU budget ÷ inference threads",
+        description="native threads an op may use; default: the CPU budget ÷ the calls that run",
     )
     interop: int = Field(default=1, ge=1, description="torch inter-op threads")
     cpus: float | None = Field(
-        default=None, gt=0, description="CPUs of all workers together; default: affinity and cgroup quota"
+        default=None,
+        gt=0,
+        description="CPUs of all workers together; default: affinity and cgroup quota",
     )
-    pin: bool = Field(default=False, description="give each worker CPUs of its own (Linux)")
+    pin: bool = Field(default=False, description="give each worker physical cores of its own (Linux)")
+    loop_core: bool = Field(
+        default=False, description="with `PIN`: keep one of the worker's cores for the event loop alone"
+    )
+    self_check: bool = Field(
+        default=True, description="at start, count the threads that an op starts and warn if above the cap"
+    )
+
+
+class _OfThread(threading.local):
+    """What was last set in the calling thread."""
+
+    width = 0
+    look = -1
+    torch: int | None = None
+    torch_is_the_apps = False
 
 
 class NativeThreadCaps:
-    """Caps of ``limit`` native threads per op, for every thread that calls ``apply``."""
+    """Keeps the native threads of every Python thread that tells of itself within ``widths``.
 
-    def __init__(self, limit: int, interop: int) -> None:
-        """Prepare; nothing changes before ``apply``."""
-        self.limit = limit
+    ``begin`` and ``end`` stand around a task, in the thread that runs it; ``begin_on_loop`` before each
+    request, on the event loop; ``cap_new`` at a thread's start. No cap raises a count above what was found.
+    A count that the app sets itself with ``torch.set_num_threads`` is reported once, stays where it was
+    set, and holds in every other thread from then on.
+    """
+
+    def __init__(
+        self,
+        widths: Widths,
+        *,
+        interop: int,
+        place_new: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare; nothing changes before the first cap.
+
+        ``place_new`` is called in every new thread, to move it to its CPUs. ``clock`` is in seconds.
+        """
+        self.widths = widths
         self._interop = interop
-        self._local = threading.local()
+        self._place_new = place_new
+        self._clock = clock
+        self._of_thread = _OfThread()
+        self._running: set[int] = set()
         self._lock = threading.Lock()
-        self._controller: ThreadpoolController | None = None
-        self._modules_seen = -1
-        self._found: dict[str, int] = {}
-        self._torch_found: int | None = None
+        self._libraries: dict[str, Library] = {}
+        self._per_thread: tuple[Library, ...] = ()
+        self._per_process: tuple[Library, ...] = ()
+        self._torch: Library | None = None
+        self._torch_by_app: int | None = None
+        self._modules = -1
+        self._look = 0
+        self._looked_at = -_LOOK_AGAIN_S
+        self._process_width = 0
+        self._loop_limit: int | None = None
 
-    def apply(self) -> None:
-        """Cap the calling thread. Free when nothing was imported since the last call in this thread."""
-        modules = len(sys.modules)
-        if getattr(self._local, "modules", -1) == modules:
-            return
-        self._local.modules = modules
-        for library in self._libraries(modules):
-            library.set_num_threads(self.limit)
-        if torch := sys.modules.get("torch"):
-            self._cap_torch(torch)
+    def begin(self) -> None:
+        """Cap the calling thread for a task; about 0.5 µs unless its width or the libraries changed."""
+        self._running.add(get_ident())
+        running = len(self._running)
+        self._cap(self.widths.of(running), running)
+
+    def end(self) -> None:
+        """Take back what ``begin`` gave, and notice if the task set torch's count itself."""
+        self._running.discard(get_ident())
+        self._notice()
+
+    def run(self, job: Callable[[], Any]) -> Any:
+        """Call ``job`` as a task and return its result."""
+        self.begin()
+        try:
+            return job()
+        finally:
+            self.end()
+
+    def begin_on_loop(self) -> None:
+        """Cap the event loop's thread as if it were one more task."""
+        self._notice()
+        running = len(self._running) + 1
+        self._cap(self._loop_limit or self.widths.of(running), running)
+
+    def cap_new(self) -> None:
+        """Cap the calling thread, which has just started, to its share, and place it."""
+        if self._place_new is not None:
+            self._place_new()
+        self._cap_thread(self.widths.share)
+
+    @property
+    def thread_width(self) -> int:
+        """What the calling thread was last capped to."""
+        return self._of_thread.width
+
+    def refresh(self) -> None:
+        """Look for libraries that were loaded since; takes milliseconds."""
+        with self._lock:
+            first_look = not self._look
+            self._looked_at = self._clock()
+            self._modules = len(sys.modules)
+            for library in libraries.loaded():
+                self._libraries.setdefault(library.key, library)
+            found = tuple(self._libraries.values())
+            if len(found) != len(self._per_thread) + len(self._per_process) or first_look:
+                self._per_thread = tuple(library for library in found if library.per_thread)
+                self._per_process = tuple(library for library in found if not library.per_thread)
+                self._process_width = 0
+                self._look += 1
+            if self._torch is None and "torch" in self._libraries:
+                self._torch = self._libraries["torch"]
+                libraries.set_interop(self._interop)
+        if first_look:
+            self._mind_fork()
 
     def restore(self) -> None:
         """Give the calling thread, and what is process-wide, the counts found before the first cap."""
-        for library in ThreadpoolController().lib_controllers:
-            if library.filepath in self._found:
-                library.set_num_threads(self._found[library.filepath])
-        if self._torch_found is not None:
-            sys.modules["torch"].set_num_threads(self._torch_found)
+        for library in self._libraries.values():
+            if library is not self._torch or self._torch_by_app is None:
+                library.set(library.found)
 
     def report(self) -> dict[str, int]:
-        """Return the native thread count of each loaded library as the calling thread sees it."""
-        counts = {
-            library.prefix or library.internal_api: int(library.num_threads)
-            for library in ThreadpoolController().lib_controllers
-        }
-        if (torch := sys.modules.get("torch")) and hasattr(torch, "get_num_threads"):
-            counts["torch"] = int(torch.get_num_threads())
+        """Return how many threads an op of each known library may use in the calling thread."""
+        counts: dict[str, int] = {}
+        for library in self._per_thread + self._per_process:
+            counts[library.name] = max(counts.get(library.name, 0), library.get())
         return counts
 
-    def _libraries(self, modules: int) -> list[Any]:
+    def _cap(self, width: int, running: int) -> None:
+        if len(sys.modules) != self._modules and self._clock() - self._looked_at >= _LOOK_AGAIN_S:
+            self.refresh()
+        self._cap_thread(width)
+        process_width = self.widths.of_process(running)
+        if process_width != self._process_width:
+            self._cap_process(process_width)
+
+    def _cap_thread(self, width: int) -> None:
+        mine = self._of_thread
+        if mine.width == width and mine.look == self._look:
+            return
+        mine.width, mine.look = width, self._look
+        for library in self._per_thread:
+            if library is self._torch:
+                self._cap_torch(library, width)
+            else:
+                library.set(min(width, library.found))
+
+    def _cap_torch(self, torch: Library, width: int) -> None:
+        mine = self._of_thread
+        if not mine.torch_is_the_apps:
+            torch.get()  # a thread's first call adopts another thread's count: before ours, not after
+            mine.torch = self._torch_by_app or min(width, torch.found)
+            torch.set(mine.torch)
+
+    def _cap_process(self, width: int) -> None:
         with self._lock:
-            if self._controller is None or self._modules_seen != modules:
-                self._controller = ThreadpoolController()
-                self._modules_seen = modules
-                for library in self._controller.lib_controllers:
-                    self._found.setdefault(library.filepath, library.num_threads)
-            return list(self._controller.lib_controllers)
+            self._process_width = width
+            for library in self._per_process:
+                library.set(min(width, library.found))
 
-    def _cap_torch(self, torch: Any) -> None:
-        if not hasattr(torch, "set_num_interop_threads"):
-            return  # half imported in another thread; the next apply sees the rest
-        with self._lock:
-            first = self._torch_found is None
-            if first:
-                self._torch_found = torch.get_num_threads()
-        torch.set_num_threads(self.limit)
-        if first:
-            try:
-                torch.set_num_interop_threads(self._interop)
-            except RuntimeError:
-                log.debug("torch inter-op threads were already set or used; left as they are")
+    def _notice(self) -> None:
+        torch, mine = self._torch, self._of_thread
+        if torch is None or mine.torch is None or (chosen := torch.get()) == mine.torch:
+            return
+        if self._torch_by_app is None:
+            log.warning(
+                "the app called torch.set_num_threads(%d) while running; asgi-mlperf uses that count in all "
+                "threads from now on. Set ASGI_MLPERF_THREADS__NATIVE=%d to have it from the start",
+                chosen,
+                chosen,
+            )
+        mine.torch, mine.torch_is_the_apps = chosen, True
+        self._torch_by_app = chosen
+        self._look += 1
 
-
-@contextmanager
-def capping_new_threads(apply: Callable[[], None]) -> Iterator[None]:
-    """Call ``apply`` at the start of every Python thread that starts inside this block.
-
-    Wraps ``run`` of ``threading.Thread`` and of AnyIO's worker thread, which offers no hook of its own
-    (anyio#361); both are put back on exit, unless something else wrapped them since: then ours stays
-    below it and does nothing.
-    """
-    active = True
-    undo: list[Callable[[], None]] = []
-
-    def wrap(owner: Any) -> None:
-        original = owner.run
-
-        def run(thread: threading.Thread) -> None:
-            if active:
-                try:
-                    apply()
-                except Exception:
-                    log.exception("native threads of %s could not be capped", thread.name)
-            original(thread)
-
-        def put_back() -> None:
-            if owner.run is run:
-                owner.run = original
-
-        owner.run = run
-        undo.append(put_back)
-
-    wrap(threading.Thread)
-    worker = getattr(anyio_asyncio, "WorkerThread", None)
-    if worker is not None and "run" in vars(worker):
-        wrap(worker)
-    try:
-        yield
-    finally:
-        active = False
-        for put_back in reversed(undo):
-            put_back()
+    def _mind_fork(self) -> None:
+        """Keep a forked event loop off OpenMP teams: libgomp waits for threads that the fork left behind."""
+        if os.getpid() == _IMPORTED_IN or not self._per_thread:
+            return
+        self._loop_limit = 1
+        if self.widths.alone > 1:
+            log.warning(
+                "this worker was forked with OpenMP loaded (gunicorn --preload), so ops on the event loop "
+                "use one native thread: call models with plugin.run, or start without --preload"
+            )

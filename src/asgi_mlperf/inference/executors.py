@@ -42,10 +42,10 @@ class ThreadExecutor:
     The threads are borrowed once, for the whole lifespan: a job costs one hand-over there and one back.
     """
 
-    def __init__(self, threads: int, *, prepare_thread: Callable[[], None]) -> None:
-        """Call ``prepare_thread`` in the thread before each job; it must be cheap and idempotent."""
+    def __init__(self, threads: int, *, around_job: Callable[[Callable[[], Any]], Any]) -> None:
+        """Call each job through ``around_job``, which returns what the job returns; it must be cheap."""
         self._threads = threads
-        self._prepare_thread = prepare_thread
+        self._around_job = around_job
         self._jobs: SimpleQueue[tuple[Callable[[], Any], Context, Callable[[Outcome], None]] | None]
         self._jobs = SimpleQueue()
         self._busy = 0
@@ -91,8 +91,7 @@ class ThreadExecutor:
         try:
             if sniffio := sys.modules.get("sniffio"):
                 sniffio.current_async_library_cvar.set(None)  # the caller's loop does not run here
-            self._prepare_thread()
-            return Outcome(job(), None)
+            return Outcome(self._around_job(job), None)
         except BaseException as error:  # noqa: BLE001 - every exception belongs to the caller
             return Outcome(None, error)
 

@@ -1,0 +1,43 @@
+"""The variables that native libraries read once, when they are loaded."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+COUNTS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+    "POLARS_MAX_THREADS",
+    "ORT_INTRA_OP_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+)
+"""Variables that take a number of threads."""
+
+
+def thread_counts(threads: int) -> dict[str, str]:
+    """Return what keeps an op of a library that is loaded from now on to ``threads`` native threads."""
+    return dict.fromkeys(COUNTS, str(threads))
+
+
+@contextmanager
+def exported(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set ``variables`` inside this block, except those that are set already; child processes get them."""
+    added = {name: text for name, text in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name, text in added.items():
+            if os.environ.get(name) == text:
+                del os.environ[name]
