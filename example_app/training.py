@@ -52,11 +52,11 @@ def train() -> tuple[DigitNetwork, float]:
     Raises:
         TrainingFailed: The accuracy stayed below ``MINIMUM_ACCURACY``.
     """
-    with _one_native_thread(), torch.random.fork_rng(devices=[]):
+    with one_native_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = DigitNetwork()
         _fit(network, training_digits())
-    reached = accuracy(network, held_out_digits())
+        reached = accuracy(network, held_out_digits())
     if reached < MINIMUM_ACCURACY:
         msg = (
             f"Training reached {reached:.1%} on held-out digits, less than {MINIMUM_ACCURACY:.0%}. "
@@ -86,8 +86,8 @@ def _digits(images: object, labels: object) -> Digits:
 
 
 @contextmanager
-def _one_native_thread() -> Iterator[None]:
-    """Train on one core: steps this small wait for each other ten times longer when the cores are busy."""
+def one_native_thread() -> Iterator[None]:
+    """Let torch compute on one core: threads that share work this small get slow when the cores are busy."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

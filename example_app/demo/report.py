@@ -124,4 +124,5 @@ def as_json(comparisons: Sequence[Comparison], memory_mb: dict[str, float | None
 def host() -> dict[str, Any]:
     """Return what the figures depend on."""
     packages = {name: version(name) for name in ("fastapi", "starlette", "torch", "uvicorn")}
-    return {"cpus": len(os.sched_getaffinity(0)), "python": platform.python_version(), **packages}
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpus": cpus, "python": platform.python_version(), **packages}

@@ -10,7 +10,7 @@ from example_app.catalogue import catalogue
 from example_app.demo.checks import check_digits, check_embeddings, check_rankings
 from example_app.demo.load import Workload
 from example_app.ranking import rank
-from example_app.training import held_out_digits
+from example_app.training import held_out_digits, one_native_thread
 
 if TYPE_CHECKING:
     from example_app.model import Classifier
@@ -22,7 +22,8 @@ _IMAGES_TO_EMBED = 16
 
 def workloads(model: Classifier) -> tuple[Workload, ...]:
     """Return one workload per endpoint."""
-    return _classify(model), _rank(), _embed(model)
+    with one_native_thread():
+        return _classify(model), _rank(), _embed(model)
 
 
 def _classify(model: Classifier) -> Workload:

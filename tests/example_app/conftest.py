@@ -8,6 +8,7 @@ import pytest
 from example_app.demo.workloads import workloads
 from example_app.main import app
 from example_app.model import CACHE_VARIABLE, Classifier, classifier
+from example_app.training import one_native_thread
 from starlette.testclient import TestClient
 
 if TYPE_CHECKING:
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from example_app.demo.load import Workload
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _one_core() -> Iterator[None]:
+    with one_native_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

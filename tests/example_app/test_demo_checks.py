@@ -41,7 +41,7 @@ def test_rounding_in_another_batch_passes() -> None:
     check_digits(answers(digit(3, 0.90001).model_dump()), [digit(3)], labels=[3])
 
 
-@pytest.mark.parametrize("wrong", [digit(4), digit(3, 0.8)], ids=["digit", "probability"])
+@pytest.mark.parametrize("wrong", [digit(4), digit(3, 0.8), digit(3).model_copy(update={"digit": 4})])
 def test_another_caller_s_digit_fails(wrong: Prediction) -> None:
     with pytest.raises(DemoFailed, match="/classify answered request 0"):
         check_digits(answers(wrong.model_dump()), [digit(3)], labels=[3])
@@ -76,6 +76,11 @@ def test_equal_embeddings_pass() -> None:
 def test_other_embeddings_fail(wrong: Any) -> None:
     with pytest.raises(DemoFailed, match="/embed answered request 0"):
         check_embeddings(answers({"embeddings": wrong}), VECTORS)
+
+
+def test_fewer_embeddings_than_images_fail_even_if_all_are_alike() -> None:
+    with pytest.raises(DemoFailed, match="/embed answered request 0"):
+        check_embeddings(answers({"embeddings": [[1, 1]]}), [np.ones((2, 2), dtype=np.float32)])
 
 
 def test_no_answers_at_all_fail() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,15 +58,25 @@ async def echo(request: web.Request) -> web.Response:
 def test_every_answer_is_kept_with_the_request_it_belongs_to() -> None:
     measured = load(echo)
     assert measured.answers == {0: {b"a"}, 1: {b"b"}, 2: {b"c"}}
-    assert 0.3 <= measured.seconds < 1
-    assert 0 < max(measured.latencies_s) < 1
+    assert measured.seconds >= 0.3
+    assert 0 < max(measured.latencies_s) < measured.seconds
+
+
+def test_one_deviating_answer_is_not_lost_among_the_others() -> None:
+    numbers = count()
+
+    async def deviate(request: web.Request) -> web.Response:
+        body = await request.read()
+        return web.Response(body=b"?" if body == b"b" and next(numbers) % 2 else body)
+
+    assert load(deviate).answers == {0: {b"a"}, 1: {b"b", b"?"}, 2: {b"c"}}
 
 
 def test_a_second_turn_adds_to_the_first() -> None:
     measured = load(echo)
     requests = len(measured.latencies_s)
     load(echo, measured)
-    assert 0.6 <= measured.seconds < 2
+    assert measured.seconds >= 0.6
     assert len(measured.latencies_s) > requests
     assert measured.answers == {0: {b"a"}, 1: {b"b"}, 2: {b"c"}}
 
@@ -73,11 +84,11 @@ def test_a_second_turn_adds_to_the_first() -> None:
 def test_connections_are_kept_alive_and_the_warm_up_does_not_count() -> None:
     requests: Counter[object] = Counter()
 
-    async def count(request: web.Request) -> web.Response:
+    async def counted(request: web.Request) -> web.Response:
         requests[request.transport] += 1
         return await echo(request)
 
-    measured = load(count)
+    measured = load(counted)
     assert len(requests) == 3
     assert len(measured.latencies_s) < requests.total()
 
