@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,6 +75,7 @@ def accuracy(network: DigitNetwork, digits: Digits) -> float:
     return float((named == digits.labels).float().mean())
 
 
+@cache
 def _split() -> tuple[Digits, Digits]:
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images, labels, test_size=0.2, random_state=0, stratify=labels)

@@ -15,7 +15,7 @@ from example_app.training import held_out_digits, one_native_thread
 if TYPE_CHECKING:
     from example_app.model import Classifier
 
-_CUSTOMERS = 200
+_CUSTOMERS = 100
 _RECOMMENDATIONS = 20
 _IMAGES_TO_EMBED = 16
 
