@@ -1,11 +1,11 @@
-"""The command line: ``asgi-mlperf config`` and ``asgi-mlperf doctor``."""
+"""The command line: ``asgi-mlperf config``, ``asgi-mlperf doctor`` and ``asgi-mlperf run``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from asgi_mlperf.cli import config, doctor
+from asgi_mlperf.cli import config, doctor, run
 from asgi_mlperf.exceptions import ConfigurationError
 
 
@@ -13,13 +13,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, or 2 when the settings cannot be used."""
     parser = argparse.ArgumentParser(prog="asgi-mlperf", description="What asgi-mlperf would do here.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, run, what in (
+    for name, command_main, what in (
         ("config", config.main, "show every setting, its value, its default and where the value came from"),
         ("doctor", doctor.main, "examine this machine and say what would be advised"),
     ):
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-        command.set_defaults(run=run)
+        command.set_defaults(run=command_main)
+    what = "start a server with the variables that native libraries read only when they are loaded"
+    command = commands.add_parser("run", help=what, description=what)
+    run.add_arguments(command)
+    command.set_defaults(run=run.main)
     options = parser.parse_args(arguments)
     try:
         options.run(options)

@@ -30,6 +30,21 @@ def thread_counts(threads: int) -> dict[str, str]:
     return dict.fromkeys(COUNTS, str(threads))
 
 
+def launch_variables(threads: int) -> dict[str, str]:
+    """Return the same, and what else only holds from a process's start.
+
+    Waiting OpenMP threads sleep instead of burning the CPU that the event loop and other workers need
+    (KMP_BLOCKTIME: the same for Intel's and LLVM's runtimes, in milliseconds), and the memory of short-lived
+    threads is shared among few arenas.
+    """
+    return {
+        **thread_counts(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KMP_BLOCKTIME": "1",
+        "MALLOC_ARENA_MAX": "2",
+    }
+
+
 @contextmanager
 def exported(variables: Mapping[str, str]) -> Iterator[None]:
     """Set ``variables`` inside this block, except those that are set already; child processes get them."""

@@ -58,7 +58,7 @@ def workers_seen(environ: Mapping[str, str], root: Path = cgroup.ROOT) -> Worker
     for command in (own, parent or []):
         server = _server(command)
         if server is not None:
-            return _told(server, command, environ, root)
+            return workers_told(server, command, environ, root)
     found = _from_variables(("WEB_CONCURRENCY",), environ)
     return found or (UNKNOWN if "--multiprocessing-fork" in own else SINGLE)
 
@@ -84,7 +84,10 @@ def _server(command: Sequence[str]) -> str | None:
     return None
 
 
-def _told(name: str, command: Sequence[str], environ: Mapping[str, str], root: Path) -> Workers:
+def workers_told(
+    name: str, command: Sequence[str], environ: Mapping[str, str], root: Path = cgroup.ROOT
+) -> Workers:
+    """Return the workers that the server ``name`` makes of its arguments and environment."""
     server = _SERVERS[name]
     if name == "gunicorn":
         command = [*shlex.split(environ.get("GUNICORN_CMD_ARGS", "")), *command]

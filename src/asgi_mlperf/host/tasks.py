@@ -2,8 +2,9 @@
 
 Neither AnyIO (anyio#361) nor ``concurrent.futures`` has a hook for this, so three functions are wrapped:
 ``threading.Thread.start``, the call that hands work to AnyIO's worker threads, and the one that runs an
-executor's work item. Each is put back on exit; where something else wrapped it since, ours stays below
-and does nothing. Where a function is missing, its threads are only told of when they start.
+executor's work item. Each is put back on exit, unless something else wrapped it since: then ours stays
+below, and tells a watcher that has ended. Where a function is missing, its threads are only told of when
+they start.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from concurrent.futures import thread as executors
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,39 +42,59 @@ class Watcher(Protocol):
 @contextmanager
 def watching(watcher: Watcher) -> Iterator[None]:
     """Tell ``watcher`` of every thread and task that starts inside this block; its errors are logged."""
+    anyio_backend = getattr(anyio_asyncio, "AsyncIOBackend", None)
+    with (
+        _wrapped(threading.Thread, "start", partial(_telling_of_threads, watcher)),
+        _wrapped(getattr(executors, "_WorkItem", None), "run", partial(_telling_of_tasks, watcher)),
+        _wrapped(anyio_backend, "run_sync_in_worker_thread", partial(_telling_of_functions, watcher)),
+    ):
+        yield
 
-    def run(original: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+
+def _telling_of_tasks(watcher: Watcher, run: Callable[..., Any]) -> Callable[..., Any]:
+    begin, end = watcher.begin, watcher.end
+
+    @wraps(run)
+    def told(*args: Any) -> Any:
         try:
-            watcher.begin()
+            begin()
         except Exception:
             log.exception("native threads of a task could not be capped")
         try:
-            return original(*args, **options)
+            return run(*args)
         finally:
-            watcher.end()
+            end()
 
-    def start_thread(original: Callable[..., Any], thread: threading.Thread) -> Any:
-        own = thread.run
-        thread.run = partial(_run_thread, watcher, thread, own)  # type: ignore[method-assign] # one thread's own
+    return told
+
+
+def _call(func: Callable[..., Any], *args: Any) -> Any:
+    return func(*args)
+
+
+def _telling_of_functions(watcher: Watcher, hand_over: Callable[..., Any]) -> Callable[..., Any]:
+    told = _telling_of_tasks(watcher, _call)
+
+    @wraps(hand_over)
+    def hand_over_told(backend: Any, func: Any, args: Any, *rest: Any, **options: Any) -> Any:
+        if not (getattr(func, "__module__", None) or "").startswith(_OWN):  # ours tell themselves
+            func, args = told, (func, *args)
+        return hand_over(backend, func, args, *rest, **options)
+
+    return hand_over_told
+
+
+def _telling_of_threads(watcher: Watcher, start: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(start)
+    def start_told(thread: threading.Thread) -> Any:
+        thread.run = partial(_run_thread, watcher, thread, thread.run)  # type: ignore[method-assign] # one thread's own
         try:
-            return original(thread)
+            return start(thread)
         except BaseException:
             vars(thread).pop("run", None)
             raise
 
-    def hand_over(original: Any, backend: Any, func: Any, args: Any, *rest: Any, **options: Any) -> Any:
-        if not (getattr(func, "__module__", None) or "").startswith(_OWN):  # ours tell themselves
-            func, args = run, (func, *args)
-        return original.__get__(None, backend)(func, args, *rest, **options)
-
-    with ExitStack() as stack:
-        for owner, name, replacement in (
-            (threading.Thread, "start", start_thread),
-            (getattr(executors, "_WorkItem", None), "run", run),
-            (getattr(anyio_asyncio, "AsyncIOBackend", None), "run_sync_in_worker_thread", hand_over),
-        ):
-            stack.enter_context(_wrapped(owner, name, replacement))
-        yield
+    return start_told
 
 
 def _run_thread(watcher: Watcher, thread: threading.Thread, own: Callable[[], None]) -> None:
@@ -86,25 +107,21 @@ def _run_thread(watcher: Watcher, thread: threading.Thread, own: Callable[[], No
 
 
 @contextmanager
-def _wrapped(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
-    """Let ``replacement(original, *args)`` stand for ``owner.name`` inside this block."""
-    original = vars(owner).get(name) if owner is not None else None
-    if original is None:
+def _wrapped(
+    owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Let ``wrap(owner.name)`` stand for ``owner.name`` inside this block."""
+    found = vars(owner).get(name) if owner is not None else None
+    if found is None:
         log.info("%s is not as asgi-mlperf knows it: its threads are capped when they start", name)
         yield
         return
-    active = True
-    plain = original.__func__ if isinstance(original, classmethod) else original
-
-    @wraps(plain)
-    def wrapper(*args: Any, **options: Any) -> Any:
-        return replacement(original, *args, **options) if active else plain(*args, **options)
-
-    placed = classmethod(wrapper) if isinstance(original, classmethod) else wrapper
+    is_classmethod = isinstance(found, classmethod)
+    wrapper = wrap(found.__func__ if is_classmethod else found)
+    placed = classmethod(wrapper) if is_classmethod else wrapper
     setattr(owner, name, placed)
     try:
         yield
     finally:
-        active = False
         if vars(owner)[name] is placed:
-            setattr(owner, name, original)
+            setattr(owner, name, found)

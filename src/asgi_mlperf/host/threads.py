@@ -8,6 +8,7 @@ inside each thread, when it starts and whenever it begins a task.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import threading
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asgi_mlperf.host.libraries import Library
-    from asgi_mlperf.host.widths import Widths
+    from asgi_mlperf.host.widths import Plan, Widths
 
 log = logging.getLogger("asgi_mlperf")
 
@@ -60,8 +61,7 @@ class ThreadSettings(BaseModel):
 class _OfThread(threading.local):
     """What was last set in the calling thread."""
 
-    width = 0
-    look = -1
+    plan: Plan | None = None
     torch: int | None = None
     torch_is_the_apps = False
 
@@ -99,22 +99,31 @@ class NativeThreadCaps:
         self._per_process: tuple[Library, ...] = ()
         self._torch: Library | None = None
         self._torch_by_app: int | None = None
+        self._torch_count: Callable[[], int | None] = _none
         self._modules = -1
-        self._look = 0
         self._looked_at = -_LOOK_AGAIN_S
         self._process_width = 0
-        self._loop_limit: int | None = None
+        self._loop_is_forked = False
+        self._plans = widths.plans()
+        self._most = len(self._plans) - 1
 
     def begin(self) -> None:
         """Cap the calling thread for a task; about 0.5 µs unless its width or the libraries changed."""
         self._running.add(get_ident())
         running = len(self._running)
-        self._cap(self.widths.of(running), running)
+        plan = self._plans[min(running, self._most)]
+        if (
+            self._of_thread.plan is not plan
+            or self._process_width != plan.process
+            or len(sys.modules) != self._modules
+        ):
+            self._apply(running)
 
     def end(self) -> None:
         """Take back what ``begin`` gave, and notice if the task set torch's count itself."""
         self._running.discard(get_ident())
-        self._notice()
+        if self._torch_count() != self._of_thread.torch:
+            self._heed_app()
 
     def run(self, job: Callable[[], Any]) -> Any:
         """Call ``job`` as a task and return its result."""
@@ -126,46 +135,56 @@ class NativeThreadCaps:
 
     def begin_on_loop(self) -> None:
         """Cap the event loop's thread as if it were one more task."""
-        self._notice()
+        if self._torch_count() != self._of_thread.torch:
+            self._heed_app()
         running = len(self._running) + 1
-        self._cap(self._loop_limit or self.widths.of(running), running)
+        plan = self._plans[min(running, self._most)]
+        if (
+            self._of_thread.plan is not plan
+            or self._process_width != plan.process
+            or len(sys.modules) != self._modules
+        ):
+            self._apply(running, on_loop=True)
 
     def cap_new(self) -> None:
         """Cap the calling thread, which has just started, to its share, and place it."""
         if self._place_new is not None:
             self._place_new()
-        self._cap_thread(self.widths.share)
+        self._cap_thread(self._plans[-1], self.widths.share)
 
     @property
     def thread_width(self) -> int:
-        """What the calling thread was last capped to."""
-        return self._of_thread.width
+        """What the calling thread was last capped to; 0 if it never was."""
+        return self._of_thread.plan.thread if self._of_thread.plan else 0
 
     def refresh(self) -> None:
         """Look for libraries that were loaded since; takes milliseconds."""
         with self._lock:
-            first_look = not self._look
             self._looked_at = self._clock()
             self._modules = len(sys.modules)
-            for library in libraries.loaded():
-                self._libraries.setdefault(library.key, library)
-            found = tuple(self._libraries.values())
-            if len(found) != len(self._per_thread) + len(self._per_process) or first_look:
-                self._per_thread = tuple(library for library in found if library.per_thread)
-                self._per_process = tuple(library for library in found if not library.per_thread)
-                self._process_width = 0
-                self._look += 1
-            if self._torch is None and "torch" in self._libraries:
-                self._torch = self._libraries["torch"]
+            known = self._libraries
+            found = {new.key: known.get(new.key, new) for new in libraries.loaded()}
+            if found.keys() == known.keys():
+                return
+            self._libraries = found
+            self._per_thread = tuple(library for library in found.values() if library.per_thread)
+            self._per_process = tuple(library for library in found.values() if not library.per_thread)
+            if not known:
+                self._mind_fork()
+            self._process_width = 0
+            self._plans = self.widths.plans()
+            if self._torch is None and "torch" in found:
+                self._torch = found["torch"]
+                self._torch_count = self._torch.get
                 libraries.set_interop(self._interop)
-        if first_look:
-            self._mind_fork()
 
     def restore(self) -> None:
-        """Give the calling thread, and what is process-wide, the counts found before the first cap."""
+        """Give the calling thread, and what is process-wide, the counts found before; cap nothing more."""
         for library in self._libraries.values():
             if library is not self._torch or self._torch_by_app is None:
                 library.set(library.found)
+        self._per_thread = self._per_process = ()
+        self._looked_at = math.inf
 
     def report(self) -> dict[str, int]:
         """Return how many threads an op of each known library may use in the calling thread."""
@@ -174,24 +193,31 @@ class NativeThreadCaps:
             counts[library.name] = max(counts.get(library.name, 0), library.get())
         return counts
 
-    def _cap(self, width: int, running: int) -> None:
+    def _mind_fork(self) -> None:
+        """Keep a forked event loop off OpenMP teams: libgomp waits for threads that the fork left behind."""
+        self._loop_is_forked = os.getpid() != _IMPORTED_IN and bool(self._per_thread)
+        if self._loop_is_forked and self.widths.alone > 1:
+            log.warning(
+                "this worker was forked with OpenMP loaded (gunicorn --preload), so ops on the event loop "
+                "use one native thread: call models with plugin.run, or start without --preload"
+            )
+
+    def _apply(self, running: int, *, on_loop: bool = False) -> None:
         if len(sys.modules) != self._modules and self._clock() - self._looked_at >= _LOOK_AGAIN_S:
             self.refresh()
-        self._cap_thread(width)
-        process_width = self.widths.of_process(running)
-        if process_width != self._process_width:
-            self._cap_process(process_width)
+        plan = self._plans[min(running, self._most)]
+        if self._of_thread.plan is not plan:
+            self._cap_thread(plan, at_most=1 if on_loop and self._loop_is_forked else plan.thread)
+        if self._process_width != plan.process:
+            self._cap_process(plan.process)
 
-    def _cap_thread(self, width: int) -> None:
-        mine = self._of_thread
-        if mine.width == width and mine.look == self._look:
-            return
-        mine.width, mine.look = width, self._look
+    def _cap_thread(self, plan: Plan, at_most: int) -> None:
+        self._of_thread.plan = plan
         for library in self._per_thread:
             if library is self._torch:
-                self._cap_torch(library, width)
+                self._cap_torch(library, at_most)
             else:
-                library.set(min(width, library.found))
+                library.set(min(at_most, library.found))
 
     def _cap_torch(self, torch: Library, width: int) -> None:
         mine = self._of_thread
@@ -206,28 +232,20 @@ class NativeThreadCaps:
             for library in self._per_process:
                 library.set(min(width, library.found))
 
-    def _notice(self) -> None:
-        torch, mine = self._torch, self._of_thread
-        if torch is None or mine.torch is None or (chosen := torch.get()) == mine.torch:
+    def _heed_app(self) -> None:
+        mine, chosen = self._of_thread, self._torch_count()
+        if mine.torch is None or chosen is None:
             return
         if self._torch_by_app is None:
             log.warning(
-                "the app called torch.set_num_threads(%d) while running; asgi-mlperf uses that count in all "
-                "threads from now on. Set ASGI_MLPERF_THREADS__NATIVE=%d to have it from the start",
-                chosen,
+                "the app set torch's threads to %d while running (torch.set_num_threads); all threads use that "
+                "from now on. ASGI_MLPERF_THREADS__NATIVE sets it from the start",
                 chosen,
             )
         mine.torch, mine.torch_is_the_apps = chosen, True
         self._torch_by_app = chosen
-        self._look += 1
+        self._plans = self.widths.plans()
 
-    def _mind_fork(self) -> None:
-        """Keep a forked event loop off OpenMP teams: libgomp waits for threads that the fork left behind."""
-        if os.getpid() == _IMPORTED_IN or not self._per_thread:
-            return
-        self._loop_limit = 1
-        if self.widths.alone > 1:
-            log.warning(
-                "this worker was forked with OpenMP loaded (gunicorn --preload), so ops on the event loop "
-                "use one native thread: call models with plugin.run, or start without --preload"
-            )
+
+def _none() -> None:
+    return None

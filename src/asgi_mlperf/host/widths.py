@@ -7,6 +7,14 @@ budget for every call runs too many threads as soon as two do.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Plan(NamedTuple):
+    """Native threads of an op: by thread, and for libraries with one count for the whole process."""
+
+    thread: int
+    process: int
 
 
 @dataclass(frozen=True)
@@ -22,13 +30,14 @@ class Widths:
     share: int
     process: int
 
-    def of(self, running: int) -> int:
-        """Return the width of an op while ``running`` tasks run, its own included."""
-        return max(self.share, self.alone // running)
+    def plan(self, running: int) -> Plan:
+        """Return the widths while ``running`` tasks run, the asking one included."""
+        return Plan(max(self.share, self.alone // running), self.alone if running <= 1 else self.process)
 
-    def of_process(self, running: int) -> int:
-        """Return the same for libraries with one count for the whole process."""
-        return self.alone if running <= 1 else self.process
+    def plans(self) -> tuple[Plan, ...]:
+        """Return the plan for 0 (as for 1), 1, 2, … tasks, each a new object; the last is for all more."""
+        plans = {plan: plan for plan in map(self.plan, range(1, self.alone + 2))}
+        return tuple(plans[self.plan(max(1, running))] for running in range(self.alone + 2))
 
 
 def widths(*, native: int | None, cpus: int, cores: int, inference_threads: int) -> Widths:
