@@ -8,10 +8,13 @@
     ├── BatchError (RuntimeError)           a batched function broke its contract
     ├── UnserializableError (TypeError)     a response holds a value JSON cannot say
     ├── Overloaded (HTTPException)          refused at the door: 503 with Retry-After
-    └── DeadlineExceeded (HTTPException)    the deadline passed first: 504
+    ├── DeadlineExceeded (HTTPException)    the deadline passed first: 504
+    └── BodyRefused (HTTPException)         a request body that cannot be an array: 413, 415 or 422
 """
 
 from __future__ import annotations
+
+import json
 
 from starlette.exceptions import HTTPException
 
@@ -57,3 +60,18 @@ class DeadlineExceeded(ASGIMLPerfError, HTTPException):  # noqa: N818 - the publ
     def __init__(self, detail: str) -> None:
         """Say what did not finish in time."""
         super().__init__(504, detail)
+
+
+class BodyRefused(ASGIMLPerfError, HTTPException):  # noqa: N818 - the public name, without the suffix
+    """Raised when a request body is too large (413), of an unknown format (415), or not what was asked (422).
+
+    An ``HTTPException``: left alone in a handler, it becomes a JSON response ``{"detail": [...]}`` whose
+    entries (``errors``) have FastAPI's shape: ``type``, ``loc``, ``msg``.
+    """
+
+    def __init__(self, status_code: int, kind: str, message: str, loc: tuple[str | int, ...] = ()) -> None:
+        """Say where in the body the trouble stands, and what is wanted instead."""
+        self.errors = [{"type": kind, "loc": ("body", *loc), "msg": message}]
+        super().__init__(
+            status_code, json.dumps({"detail": self.errors}), headers={"Content-Type": "application/json"}
+        )

@@ -1,5 +1,23 @@
-"""Arrays in and out of HTTP, fast and right."""
+"""Arrays in and out of HTTP, fast and right.
 
-from asgi_mlperf.wire.responses import JSONSettings, ORJSONResponse, json_settings, use_json_settings
+What needs an optional library stands in a module of its own: ``bodies`` and ``tables`` (NumPy), ``routes``
+(FastAPI and NumPy).
+"""
 
-__all__ = ["JSONSettings", "ORJSONResponse", "json_settings", "use_json_settings"]
+from asgi_mlperf.wire.responses import (
+    JSONSettings,
+    ORJSONResponse,
+    ORJSONStreamingResponse,
+    json_settings,
+    use_json_settings,
+)
+from asgi_mlperf.wire.tensor_responses import TensorResponse
+
+__all__ = [
+    "JSONSettings",
+    "ORJSONResponse",
+    "ORJSONStreamingResponse",
+    "TensorResponse",
+    "json_settings",
+    "use_json_settings",
+]

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import orjson
 
 from asgi_mlperf.exceptions import UnserializableError
-from asgi_mlperf.wire import models, tensors
+from asgi_mlperf.wire import fast
 from asgi_mlperf.wire.exact import Walk
-from asgi_mlperf.wire.objects import simplify
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from asgi_mlperf.wire.responses import JSONSettings
+
+_PIECE_BYTES = 131_072
 
 
 def dumps(content: object, settings: JSONSettings) -> bytes:
@@ -23,20 +26,25 @@ def dumps(content: object, settings: JSONSettings) -> bytes:
     """
     if settings.is_plain:
         try:
-            return _fast(content)
+            return fast.dumps(content)
         except (orjson.JSONEncodeError, UnserializableError):
             pass
     return b"".join(Walk(settings).texts(content))
 
 
-def _fast(content: object) -> bytes:
-    # orjson's own dataclass support skips names with a leading underscore and adds cached properties.
-    return orjson.dumps(content, default=_default, option=orjson.OPT_PASSTHROUGH_DATACLASS)
+def pieces(content: object, settings: JSONSettings) -> Iterator[bytes]:
+    """The same text as :func:`dumps`, in pieces that take about a millisecond each.
 
-
-def _default(value: object) -> object:
-    if tensors.is_numbers(value):
-        return orjson.Fragment(tensors.dumps(value))
-    if models.is_model(value):
-        return orjson.Fragment(models.dumps(value, _fast))
-    return simplify(value)
+    Raises:
+        UnserializableError: JSON cannot say it; the pieces before are already out.
+    """
+    waiting: list[bytes] = []
+    size = 0
+    for text in Walk(settings).texts(content):
+        waiting.append(text)
+        size += len(text)
+        if size >= _PIECE_BYTES:
+            yield b"".join(waiting)
+            waiting.clear()
+            size = 0
+    yield b"".join(waiting)

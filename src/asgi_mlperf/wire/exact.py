@@ -6,14 +6,16 @@ import json
 import math
 from datetime import date, datetime, time
 from enum import Enum
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import orjson
 
 from asgi_mlperf.exceptions import UnserializableError
-from asgi_mlperf.wire import models, rounding, tensors
+from asgi_mlperf.wire import arrays, fast, models, rounding, tensors
 from asgi_mlperf.wire.objects import simplify
+from asgi_mlperf.wire.weight import weigh
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 _SIMPLE = (str, int, float, list, tuple, dict, orjson.Fragment, type(None))
 _NATIVE = (datetime, date, time, UUID)
 _FLAT = {str, int, bool, type(None)}
-_RUN = 4096
+_RUN = 1024
+"""How many values of a container are tried in one call."""
+_QUICK_BYTES = 262_144
 _MOST_STEPS = 100
 
 
@@ -52,6 +56,7 @@ class Walk:
     def __init__(self, settings: JSONSettings) -> None:
         self._nan = settings.nan
         self._digits = settings.float_digits
+        self._free = settings.is_plain
         self._frames: list[_Frame] = []
         self._open_ids: set[int] = set()
         self._parking = models.Parking()
@@ -83,11 +88,13 @@ class Walk:
     def _open(self, value: object) -> bytes:
         """The whole text of a leaf, or the bracket that opens a container."""
         plain = self._plain(value)
+        if tensors.is_splittable(plain):
+            return self._push(value, self._rows(plain), b"[", b"]")
         if isinstance(plain, dict):
             return self._push(value, self._members(plain), b"{", b"}")
         if isinstance(plain, (list, tuple)):
             return self._push(value, self._items(plain), b"[", b"]")
-        if tensors.is_numbers(plain):
+        if arrays.is_numbers(plain):
             return self._numbers(value, plain)
         return self._scalar(plain)
 
@@ -104,7 +111,7 @@ class Walk:
                 value = value.value
             elif isinstance(value, str) and value in self._parking.values:
                 value = self._parking.values[value]
-            elif isinstance(value, _SIMPLE) or tensors.is_numbers(value):
+            elif isinstance(value, _SIMPLE) or arrays.is_numbers(value) or tensors.is_splittable(value):
                 return value
             elif models.is_model(value):
                 value = models.simplify(value, self._parking)
@@ -113,30 +120,45 @@ class Walk:
         raise UnserializableError(f"{type(value).__qualname__} never becomes a plain value")
 
     def _members(self, members: dict[Any, object]) -> Iterator[_Entry]:
-        for key, value in members.items():
-            yield _Entry(key, self._label(key) + b":", value)
+        rest = iter(members.items())
+        while run := dict(islice(rest, _RUN)):
+            text = self._at_once(run)
+            if text is None:
+                yield from (_Entry(key, self._label(key) + b":", value) for key, value in run.items())
+            else:
+                yield _Entry(next(iter(run)), b"", orjson.Fragment(text[1:-1]))
 
     def _items(self, items: list[object] | tuple[object, ...]) -> Iterator[_Entry]:
         for start in range(0, len(items), _RUN):
             run = items[start : start + _RUN]
-            text = self._flat(run)
+            text = self._at_once(run)
             if text is None:
                 yield from (_Entry(index, b"", item) for index, item in enumerate(run, start))
             else:
                 yield _Entry(start, b"", orjson.Fragment(text[1:-1]))
 
-    def _flat(self, run: list[object] | tuple[object, ...]) -> bytes | None:
-        """The text of a run of leaves in one call, when no policy has a say in it."""
-        kinds = set(map(type, run))
-        if self._parking.values or not kinds <= (_FLAT | {float} if self._free() else _FLAT):
+    def _rows(self, array: Any) -> Iterator[_Entry]:
+        """A large array in slices, so that no single call holds the interpreter for long."""
+        rows = max(1, tensors.PIECE * len(array) // tensors.count(array))
+        for start in range(0, len(array), rows):
+            part = self._plain(array[start : start + rows]) if rows > 1 else None
+            if arrays.is_numbers(part) and self._untouched(part):
+                yield _Entry(start, b"", orjson.Fragment(self._rounded(part)[1:-1]))
+            else:
+                yield from (
+                    _Entry(index, b"", array[index]) for index in range(start, min(start + rows, len(array)))
+                )
+
+    def _at_once(self, run: dict[Any, object] | list[object] | tuple[object, ...]) -> bytes | None:
+        """The text of a run in one call, when that is quick and no policy has a say in it."""
+        if self._parking.values or (self._free and weigh(run) > _QUICK_BYTES):
+            return None
+        if not self._free and not set(map(type, run.values() if isinstance(run, dict) else run)) <= _FLAT:
             return None
         try:
-            return orjson.dumps(run)
-        except orjson.JSONEncodeError:
+            return fast.dumps(run)
+        except (orjson.JSONEncodeError, UnserializableError):
             return None
-
-    def _free(self) -> bool:
-        return self._nan == "null" and self._digits is None
 
     def _label(self, key: object) -> bytes:
         plain: Any = self._plain(key)
@@ -145,7 +167,7 @@ class Walk:
             raise UnserializableError(f"a dict key of type {kind}: JSON keys are strings, use str() on it")
         if isinstance(plain, float) or getattr(getattr(plain, "dtype", None), "kind", "") == "f":
             return orjson.dumps(_NON_FINITE.get(str(plain), str(plain)))
-        text = tensors.dumps(plain) if tensors.is_numbers(plain) else self._scalar(plain)
+        text = arrays.dumps(plain) if arrays.is_numbers(plain) else self._scalar(plain)
         return text if text.startswith(b'"') else b'"%s"' % text
 
     def _scalar(self, value: object) -> bytes:
@@ -170,14 +192,20 @@ class Walk:
         return b"null" if self._nan == "null" else orjson.dumps(name)
 
     def _numbers(self, source: object, numbers: Any) -> bytes:
-        if numbers.dtype.kind != "f" or self._free():
-            return tensors.dumps(numbers)
-        if rounding.is_finite(numbers):
-            digits = self._digits
-            return tensors.dumps(numbers if digits is None else rounding.round_array(numbers, digits))
+        if self._untouched(numbers):
+            return self._rounded(numbers)
         if numbers.ndim == 0:
             return self._not_finite(float(numbers))
         return self._push(source, self._items(list(numbers)), b"[", b"]")
+
+    def _untouched(self, numbers: Any) -> bool:
+        """Whether the NaN policy has no say in ``numbers``."""
+        return numbers.dtype.kind != "f" or self._nan == "null" or rounding.is_finite(numbers)
+
+    def _rounded(self, numbers: Any) -> bytes:
+        if numbers.dtype.kind != "f" or self._digits is None:
+            return arrays.dumps(numbers)
+        return arrays.dumps(rounding.round_array(numbers, self._digits))
 
     def _path(self) -> str:
         return "$" + "".join(_step(frame.key) for frame in self._frames if frame.key is not None)

@@ -6,12 +6,20 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal
 
+from anyio import to_thread
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, StreamingResponse
 
-from asgi_mlperf.wire.encoding import dumps
+from asgi_mlperf.wire.encoding import dumps, pieces
+from asgi_mlperf.wire.sending import collect, send_pieces
+from asgi_mlperf.wire.weight import weigh
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from starlette.background import BackgroundTask
+    from starlette.types import Receive, Scope, Send
+
     from asgi_mlperf.hooks import Closer, Exchange, RequestHook
 
 
@@ -29,6 +37,18 @@ class JSONSettings(BaseModel):
         ge=1,
         le=17,
         description="Significant digits of floats; unset writes as many as it takes to read the same number.",
+    )
+
+    offload_bytes: int = Field(
+        default=1_000_000,
+        ge=0,
+        description="Bodies of about this many bytes and more are encoded off the event loop, in slices.",
+    )
+
+    body_limit_bytes: int = Field(
+        default=64_000_000,
+        ge=1,
+        description="Request bodies read into arrays may have this many bytes; larger ones get 413.",
     )
 
     @property
@@ -65,10 +85,55 @@ class ORJSONResponse(JSONResponse):
     infinities become ``null`` unless the settings say otherwise. Bytes become base64, a ``timedelta`` its
     seconds, a ``Decimal`` all its digits; Pydantic and msgspec write their own models.
 
+    A heavy body (see ``offload_bytes``) is encoded only when it is sent, in a thread and in slices of about a
+    millisecond, so that the event loop goes on; ``body`` is not there before.
+
     Raises:
-        UnserializableError: JSON cannot say the content; names the path to the offending value.
+        UnserializableError: JSON cannot say the content; names the path to the offending value. Raised when
+            a heavy body is sent, and before anything of it is.
     """
+
+    _later: Iterator[bytes] | None
 
     def render(self, content: Any) -> bytes:
         """The body: UTF-8 JSON without spaces."""
-        return dumps(content, json_settings.get())
+        settings = json_settings.get()
+        self._later = None
+        if weigh(content) < settings.offload_bytes:
+            return dumps(content, settings)
+        self._later = pieces(content, settings)
+        return b""
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        """Leave the length of a body that is not there yet to :meth:`__call__`."""
+        if self._later is not None:
+            del self.body
+        super().init_headers(headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response, encoding a heavy body first."""
+        if self._later is None:
+            await super().__call__(scope, receive, send)
+            return
+        body = await to_thread.run_sync(collect, self._later)
+        self.headers["content-length"] = str(sum(map(len, body)))
+        await send_pieces(self, body, scope, send)
+
+
+class ORJSONStreamingResponse(StreamingResponse):
+    """The same JSON, sent while it is encoded: bounded memory, no ``Content-Length``.
+
+    The status is sent before the content is known to be sayable: an :class:`UnserializableError` then ends
+    the connection in the middle of the body.
+    """
+
+    media_type = "application/json"
+
+    def __init__(
+        self,
+        content: Any,
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+        background: BackgroundTask | None = None,
+    ) -> None:
+        super().__init__(pieces(content, json_settings.get()), status_code, headers, background=background)

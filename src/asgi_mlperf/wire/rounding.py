@@ -25,7 +25,7 @@ def round_float(number: float, digits: int) -> float:
 
 
 def round_array(numbers: Any, digits: int) -> Any:
-    """The finite ``numbers`` with ``digits`` significant digits each, as float64.
+    """The ``numbers`` with ``digits`` significant digits each, as float64; NaN and infinities as they are.
 
     Dtypes that hold fewer digits than that come back as they are. Halves may round to either side.
     """
@@ -37,7 +37,7 @@ def round_array(numbers: Any, digits: int) -> Any:
     shift = digits - 1 - _exponents(flat)
     scale = 10.0 ** np.arange(_EXACT_POWERS + 1)
     scale = scale[np.minimum(np.abs(shift), _EXACT_POWERS)]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         rounded = np.where(shift >= 0, np.rint(flat * scale) / scale, np.rint(flat / scale) * scale)
     extreme = np.abs(shift) > _EXACT_POWERS
     rounded[extreme] = [round_float(number, digits) for number in flat[extreme].tolist()]
@@ -47,6 +47,6 @@ def round_array(numbers: Any, digits: int) -> Any:
 def _exponents(flat: NDArray[Any]) -> NDArray[Any]:
     np = sys.modules["numpy"]
     magnitudes = np.abs(flat)
-    magnitudes[magnitudes == 0] = 1.0
+    magnitudes[(magnitudes == 0) | ~np.isfinite(flat)] = 1.0
     exponents: NDArray[Any] = np.floor(np.log10(magnitudes)).astype("i8")
     return exponents

@@ -1,0 +1,115 @@
+"""Arrays as the bytes of a binary format: one copy, in C order, little-endian.
+
+The copy is on purpose: a view would let the next inference change a body that is still being sent.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from asgi_mlperf.exceptions import UnserializableError
+from asgi_mlperf.wire import tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+JSON = "application/json"
+NPY = "application/x-npy"
+RAW = "application/octet-stream"
+SAFETENSORS = "application/x-safetensors"
+ARROW = "application/vnd.apache.arrow.stream"
+
+DTYPE_HEADER = "x-tensor-dtype"
+SHAPE_HEADER = "x-tensor-shape"
+
+LIBRARIES = {SAFETENSORS: "safetensors", ARROW: "pyarrow"}
+"""The optional library that each format needs."""
+
+_PLAIN_KINDS = "biufc"
+
+
+def offers(content: object) -> list[str]:
+    """The media types that can say ``content``, JSON first: one array, or a mapping of names to arrays."""
+    arrays = list(content.values()) if isinstance(content, Mapping) else [content]
+    if not arrays or not all(map(tensors.is_array, arrays)):
+        return [JSON]
+    single = [] if isinstance(content, Mapping) else [NPY, RAW]
+    return [JSON, *single, *(name for name, library in LIBRARIES.items() if find_spec(library) is not None)]
+
+
+def encode(content: Any, media_type: str, name: str) -> tuple[bytes, dict[str, str]]:
+    """The body of ``content`` in ``media_type``, and the headers that belong to it.
+
+    A single array is called ``name`` in formats that name their arrays.
+
+    Raises:
+        UnserializableError: the format has no such dtype; names the array.
+    """
+    if media_type in {NPY, RAW}:
+        array = _plain(content, "$")
+        return (_npy(array), {}) if media_type == NPY else (array.tobytes(), _raw_headers(array))
+    arrays = content if isinstance(content, Mapping) else {name: content}
+    writers: dict[str, Callable[[Mapping[str, Any]], bytes]] = {SAFETENSORS: _safetensors, ARROW: _arrow}
+    return writers[media_type](arrays), {}
+
+
+def _plain(value: object, path: str) -> NDArray[Any]:
+    """``value`` in C order and little-endian, of a dtype that is nothing but numbers."""
+    try:
+        array = tensors.to_numpy(value)
+    except UnserializableError as error:
+        raise UnserializableError(f"{path}: {error}") from error
+    if array.dtype.kind not in _PLAIN_KINDS or isinstance(array, sys.modules["numpy"].ma.MaskedArray):
+        raise UnserializableError(f"{path}: {array.dtype} has no binary form here: ask for JSON")
+    plain: NDArray[Any] = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+    return plain
+
+
+def _raw_headers(array: NDArray[Any]) -> dict[str, str]:
+    return {DTYPE_HEADER: array.dtype.name, SHAPE_HEADER: ",".join(map(str, array.shape))}
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    header = io.BytesIO()
+    form = import_module("numpy.lib.format")
+    form.write_array_header_1_0(header, form.header_data_from_array_1_0(array))
+    return b"".join([header.getvalue(), array.data if array.ndim and array.size else array.tobytes()])
+
+
+def _safetensors(arrays: Mapping[str, Any]) -> bytes:
+    plain = {name: _plain(array, f"$.{name}") for name, array in arrays.items()}
+    body: bytes = import_module("safetensors.numpy").save(plain)
+    return body
+
+
+def _arrow(arrays: Mapping[str, Any]) -> bytes:
+    pa = import_module("pyarrow")
+    columns = {name: _column(pa, array, f"$.{name}") for name, array in arrays.items()}
+    lengths = {len(column) for column in columns.values()}
+    if len(lengths) > 1:
+        raise UnserializableError(f"$: columns of different lengths {sorted(lengths)}: Arrow wants a table")
+    batch = pa.record_batch(list(columns.values()), names=list(columns))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    body: bytes = sink.getvalue().to_pybytes()
+    return body
+
+
+def _column(pa: Any, value: object, path: str) -> Any:
+    array = tensors.to_numpy(value) if _is_text(value) else _plain(value, path)
+    if array.ndim > 1 and array.size:
+        # Arrow compares strides, and NumPy leaves odd ones on axes of size one.
+        return pa.FixedShapeTensorArray.from_numpy_ndarray(array.ravel().reshape(array.shape))
+    return pa.array(array if array.ndim else array.reshape(1))
+
+
+def _is_text(value: object) -> bool:
+    return getattr(getattr(value, "dtype", None), "kind", "") in {"U", "M"}

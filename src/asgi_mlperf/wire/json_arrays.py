@@ -1,0 +1,127 @@
+"""JSON text straight into an array: one orjson call, no object per element that outlives it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from asgi_mlperf.wire.casting import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from asgi_mlperf.wire.shapes import Shape
+
+_NOT_NUMBERS = (b'"', b"{", b"t", b"f", b"n")
+_MOST_AXES = 32
+_EXACT_FLOAT = 2**53
+_KINDS: dict[str, frozenset[type]] = {
+    "f": frozenset({float, int}),
+    "i": frozenset({float, int}),
+    "u": frozenset({float, int}),
+    "b": frozenset({bool}),
+}
+_NAMES = {"f": "a number", "i": "an integer", "u": "an integer", "b": "a boolean"}
+
+
+def loads(data: bytes | bytearray) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        BodyRefused: not JSON, or nested deeper than orjson reads.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise refused("json_invalid", f"JSON decode error: {error.msg}", (error.pos,)) from None
+
+
+def read_array(data: bytes | bytearray, dtype: np.dtype[Any], shape: Shape, *, finite: bool) -> NDArray[Any]:
+    """The nested lists in ``data`` as an array of ``dtype``'s kind; ``null`` is NaN unless ``finite``.
+
+    Raises:
+        BodyRefused: not JSON, ragged, of another depth, or not numbers; says where.
+    """
+    leaves, sizes = _flatten(loads(data), shape)
+    if dtype.kind == "f" and not any(map(data.__contains__, _NOT_NUMBERS)):
+        with suppress(TypeError, ValueError):
+            return _floats(leaves).reshape(sizes)
+    return to_array(leaves, dtype, sizes, finite=finite).reshape(sizes)
+
+
+def to_array(
+    leaves: Sequence[Any],
+    dtype: np.dtype[Any],
+    sizes: tuple[int, ...],
+    *,
+    finite: bool,
+    loc: tuple[str, ...] = (),
+) -> NDArray[Any]:
+    """A flat list of JSON values as a flat array of ``dtype``'s kind.
+
+    Raises:
+        BodyRefused: a value of another kind; says where in an array of ``sizes`` it stands, below ``loc``.
+    """
+    kinds = set(map(type, leaves))
+    if type(None) in kinds and dtype.kind == "f" and not finite:
+        leaves = [np.nan if leaf is None else leaf for leaf in leaves]
+        kinds.discard(type(None))
+    wrong = kinds - _KINDS[dtype.kind]
+    if wrong:
+        at = next(index for index, leaf in enumerate(leaves) if type(leaf) in wrong)
+        raise refused("type", f"Input should be {_NAMES[dtype.kind]}", (*loc, *_unravel(at, sizes)))
+    if dtype.kind == "f":
+        return _floats(leaves)
+    return np.array(leaves, dtype="?") if dtype.kind == "b" else _integers(leaves, float in kinds, sizes, loc)
+
+
+def _floats(leaves: Sequence[float]) -> NDArray[Any]:
+    return np.fromiter(leaves, "f8", len(leaves))
+
+
+def _integers(
+    leaves: Sequence[float], with_floats: bool, sizes: tuple[int, ...], loc: tuple[str, ...]
+) -> NDArray[Any]:
+    if with_floats:
+        for at, leaf in enumerate(leaves):
+            if type(leaf) is float and not (leaf.is_integer() and abs(leaf) <= _EXACT_FLOAT):
+                raise refused("int_from_float", "Input should be an integer", (*loc, *_unravel(at, sizes)))
+        leaves = [int(leaf) for leaf in leaves]
+    if max(leaves, default=0) > np.iinfo("i8").max and min(leaves) < 0:
+        raise refused("out_of_range", "Input should fit in 64 bits", loc)
+    return np.array(leaves, dtype="u8" if max(leaves, default=0) > np.iinfo("i8").max else "i8")
+
+
+def _flatten(nested: Any, shape: Shape) -> tuple[list[Any], tuple[int, ...]]:
+    """The leaves of ``nested`` lists in order, and the sizes of its axes."""
+    leaves: list[Any] = [nested]
+    sizes: tuple[int, ...] = ()
+    while leaves and type(leaves[0]) is list:
+        lengths = set(map(len, leaves)) if set(map(type, leaves)) == {list} else set()
+        if len(lengths) != 1:
+            raise _ragged(leaves, sizes)
+        sizes = (*sizes, len(leaves[0]))
+        if len(sizes) > _MOST_AXES:
+            raise refused("shape", "Input is nested too deeply for an array")
+        leaves = list(chain.from_iterable(leaves))
+    if not leaves and "..." not in shape.axes:
+        sizes += tuple(axis if isinstance(axis, int) else 0 for axis in shape.axes[len(sizes) :])
+    if not shape.fits_depth(len(sizes)):
+        raise refused("shape", f"Input should have shape ({shape.text}), not {list(sizes)}")
+    return leaves, sizes
+
+
+def _ragged(rows: list[Any], sizes: tuple[int, ...]) -> Exception:
+    length = len(rows[0])
+    at = next(i for i, row in enumerate(rows) if type(row) is not list or len(row) != length)
+    return refused("ragged", f"Input should be a list of {length} like those before it", _unravel(at, sizes))
+
+
+def _unravel(at: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(int, np.unravel_index(at, sizes))) if sizes else ()

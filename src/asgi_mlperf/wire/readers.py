@@ -1,0 +1,181 @@
+"""Arrays out of binary formats sent by strangers: headers are checked against the bytes that are there.
+
+Nothing is unpickled, nothing is decompressed, and nothing is allocated because a header says so.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asgi_mlperf.wire import formats
+from asgi_mlperf.wire.casting import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from asgi_mlperf.wire.shapes import Shape
+
+_PLAIN_KINDS = "biuf"
+_NPY_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_BODY_HEADER = 2
+_COMPRESSION = 3
+
+
+def read_npy(data: bytearray) -> NDArray[Any]:
+    """The array of a ``.npy`` file, on the memory of ``data``.
+
+    Raises:
+        BodyRefused: not such a file, another length than its header says, or a dtype that is not numbers.
+    """
+    file = io.BytesIO(memoryview(data)[: _npy_header_end(data)])
+    try:
+        version = np.lib.format.read_magic(file)
+        sizes, fortran, dtype = _NPY_READERS[version](file)
+    except Exception as error:  # noqa: BLE001 - whatever a hostile header makes NumPy raise
+        raise refused("npy_invalid", f"Input should be an npy file of version 1 or 2 ({error})") from None
+    return _on(data, file.tell(), dtype, sizes, "F" if fortran else "C")
+
+
+def read_raw(data: bytearray, dtype: np.dtype[Any], shape: Shape, headers: Mapping[str, str]) -> NDArray[Any]:
+    """The array of plain bytes, on the memory of ``data``; headers say dtype and shape, or the declaration.
+
+    Raises:
+        BodyRefused: a header that cannot be read, another length than it says, or no way to know the shape.
+    """
+    name = headers.get(formats.DTYPE_HEADER)
+    try:
+        found = (dtype if name is None else np.dtype(name)).newbyteorder("<")
+        text = headers.get(formats.SHAPE_HEADER)
+        sizes = None if text is None else tuple(int(size) for size in text.split(",") if size.strip())
+    except (TypeError, ValueError, SyntaxError):
+        raise refused(
+            "header", f"{formats.DTYPE_HEADER} and {formats.SHAPE_HEADER} should be like float32 and 2,3"
+        ) from None
+    if sizes is None:
+        sizes = shape.with_size(len(data) // max(1, found.itemsize))
+    if sizes is None:
+        raise refused("header", f"Input should fill shape ({shape.text}); say {formats.SHAPE_HEADER}")
+    return _on(data, 0, found, sizes, "C")
+
+
+def read_safetensors(data: bytearray) -> dict[str, NDArray[Any]]:
+    """The tensors of a safetensors file by name.
+
+    Raises:
+        BodyRefused: not such a file, or a dtype that NumPy does not have.
+    """
+    try:
+        tensors: dict[str, NDArray[Any]] = import_module("safetensors.numpy").load(bytes(data))
+    except Exception as error:  # noqa: BLE001 - the library has no one error
+        raise refused("safetensors_invalid", f"Input should be a safetensors file ({error!r})") from None
+    return tensors
+
+
+def read_arrow(data: bytearray) -> dict[str, NDArray[Any]]:
+    """The columns of an Arrow IPC stream by name: numbers, booleans, text, and fixed-size lists of numbers.
+
+    Raises:
+        BodyRefused: not such a stream, compressed, with nulls, or of other types.
+    """
+    pa = import_module("pyarrow")
+    try:
+        _refuse_compression(pa, data)
+        with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+            table = _validated(reader)
+    except (pa.ArrowException, OSError, struct.error, IndexError, ValueError) as error:
+        raise refused(
+            "arrow_invalid", f"Input should be an uncompressed Arrow IPC stream ({error})"
+        ) from None
+    return {name: _column(pa, name, table.column(name)) for name in table.column_names}
+
+
+def _npy_header_end(data: bytearray) -> int:
+    return min(len(data), np.lib.format.MAGIC_LEN + 4 + 65_536)
+
+
+def _on(
+    data: bytearray, offset: int, dtype: np.dtype[Any], sizes: tuple[int, ...], order: Any
+) -> NDArray[Any]:
+    if dtype.kind not in _PLAIN_KINDS or not dtype.itemsize:
+        raise refused("dtype", f"Input should hold plain numbers, not {dtype}")
+    count = 1
+    for size in sizes:
+        count *= size
+    if min(sizes, default=0) < 0 or count * dtype.itemsize != len(data) - offset:
+        raise refused(
+            "length", f"Input should have {dtype} x {list(sizes)} bytes of data, not {len(data) - offset}"
+        )
+    try:
+        return np.frombuffer(data, dtype, count, offset if count else 0).reshape(sizes, order=order)
+    except ValueError as error:
+        raise refused("shape", f"Input should have a shape that NumPy can hold ({error})") from None
+
+
+def _refuse_compression(pa: Any, data: bytearray) -> None:
+    for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(data)):
+        if message.type == "dictionary":
+            raise ValueError("dictionaries are not read")
+        if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
+            raise ValueError("compressed")
+
+
+def _is_compressed(metadata: bytes) -> bool:
+    """Whether a record batch names a compression, read from its flatbuffer, which pyarrow does not show."""
+    message = struct.unpack_from("<I", metadata)[0]
+    header = _field(metadata, message, _BODY_HEADER)
+    batch = header + struct.unpack_from("<I", metadata, header)[0]
+    return bool(_field(metadata, batch, _COMPRESSION))
+
+
+def _field(metadata: bytes, table: int, number: int) -> int:
+    vtable = table - struct.unpack_from("<i", metadata, table)[0]
+    slot = 4 + 2 * number
+    if slot + 2 > struct.unpack_from("<H", metadata, vtable)[0]:
+        return 0
+    offset: int = struct.unpack_from("<H", metadata, vtable + slot)[0]
+    return table + offset if offset else 0
+
+
+def _validated(reader: Any) -> Any:
+    batches = list(reader)
+    for batch in batches:
+        batch.validate(full=True)
+    return import_module("pyarrow").Table.from_batches(batches, reader.schema)
+
+
+def _column(pa: Any, name: str, column: Any) -> NDArray[Any]:
+    kind = column.type
+    if column.null_count:
+        raise refused("null", "Input should have no nulls", (name,))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return np.array(column.to_pylist(), dtype=object)
+    sizes: list[int] = []
+    if isinstance(kind, pa.FixedShapeTensorType) and kind.permutation is None:
+        sizes, kind = list(kind.shape), kind.value_type
+        column = pa.chunked_array(
+            [chunk.storage for chunk in column.chunks], pa.list_(kind, int(np.prod(sizes)))
+        )
+        values = _flat(pa, column)
+    elif pa.types.is_fixed_size_list(kind):
+        sizes, kind = [kind.list_size], kind.value_type
+        values = _flat(pa, column)
+    else:
+        values = column
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise refused("dtype", f"Input should hold plain numbers, not {kind}", (name,))
+    array: NDArray[Any] = values.to_numpy().reshape(len(column), *sizes)
+    return array
+
+
+def _flat(pa: Any, column: Any) -> Any:
+    return pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type)

@@ -1,0 +1,87 @@
+"""One array, many formats: the client's ``Accept`` header decides."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from anyio import to_thread
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse, Response
+
+from asgi_mlperf.wire import formats
+from asgi_mlperf.wire.negotiation import negotiate
+from asgi_mlperf.wire.responses import ORJSONResponse, json_settings
+from asgi_mlperf.wire.weight import weigh
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.background import BackgroundTask
+    from starlette.types import Receive, Scope, Send
+
+
+class TensorResponse(Response):
+    """An array, or a mapping of names to arrays, in the format that the client likes best.
+
+    JSON (as :class:`ORJSONResponse` writes it), ``application/x-npy``, ``application/octet-stream`` with
+    ``X-Tensor-Dtype`` and ``X-Tensor-Shape`` headers (C order, little-endian), ``application/x-safetensors``
+    and ``application/vnd.apache.arrow.stream``. Without an ``Accept`` header: JSON. The first two binary
+    formats hold one array; the last two need the ``safetensors`` and ``pyarrow`` packages. bfloat16 and
+    float8 travel as float32, and NaN stays NaN. A client that accepts none of them gets 406.
+
+    The body is made when the response is sent, since only then the request is known.
+
+    Raises:
+        UnserializableError: the format cannot say the content; names the array, before anything is sent.
+    """
+
+    CONTENT: ClassVar[dict[str, dict[str, Any]]] = {
+        formats.JSON: {"schema": {}},
+        **{
+            media_type: {"schema": {"type": "string", "contentMediaType": media_type}}
+            for media_type in (formats.NPY, formats.RAW, formats.SAFETENSORS, formats.ARROW)
+        },
+    }
+    """For OpenAPI: ``responses={200: {"content": TensorResponse.CONTENT}}``."""
+
+    def __init__(
+        self,
+        content: object,
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+        background: BackgroundTask | None = None,
+        *,
+        name: str = "data",
+    ) -> None:
+        """Hold ``content``; a single array is called ``name`` in the formats that name their arrays."""
+        self._content = content
+        self._name = name
+        self._settings = json_settings.get()
+        super().__init__(None, status_code, headers, background=background)
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Negotiate, encode, send."""
+        response = await self._negotiated(Headers(scope=scope).get("accept"))
+        response.headers.setdefault("vary", "Accept")
+        await response(scope, receive, send)
+
+    async def _negotiated(self, accept: str | None) -> Response:
+        offers = formats.offers(self._content)
+        media_type = negotiate(accept, offers)
+        if media_type is None:
+            return PlainTextResponse(f"This resource comes as {', '.join(offers)}.", 406)
+        if media_type == formats.JSON:
+            return self._filled(ORJSONResponse(self._content), {})
+        make = partial(formats.encode, self._content, media_type, self._name)
+        heavy = weigh(self._content) >= self._settings.offload_bytes
+        body, headers = await to_thread.run_sync(make) if heavy else make()
+        return self._filled(Response(body, media_type=media_type), headers)
+
+    def _filled(self, response: Response, headers: Mapping[str, str]) -> Response:
+        response.status_code = self.status_code
+        response.background = self.background
+        response.headers.update(headers)
+        response.raw_headers.extend(self.raw_headers)
+        return response
