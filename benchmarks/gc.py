@@ -10,24 +10,18 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import platform
-import re
 import shutil
 import statistics
-import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
+from gc_server import Figures, Server, load, served
+
 MODES = ("stock", "freeze only", "raised thresholds", "gc.disable()", "asgi-mlperf")
 OURS, STOCK, DISABLED = "asgi-mlperf", "stock", "gc.disable()"
-CONNECTIONS = {"rec": 4, "io": 16, "sync": 8, "huge": 2, "tiny": 32}
 SHAPES = {
     "rec": "5,000 objects, never awaits, 4 connections",
     "io": "5,000 objects, awaits 5 ms while holding them, 16 connections",
@@ -35,94 +29,6 @@ SHAPES = {
     "huge": "200,000 objects, 2 connections",
     "tiny": "no objects, 32 connections",
 }
-FIRST_PORT = 8765
-TICKS = os.sysconf("SC_CLK_TCK")
-MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
-PAUSES = re.compile(r'^asgi_mlperf_gc_pause_seconds_sum\{.*where="request".*\} (\S+)$', re.MULTILINE)
-DURATIONS = re.compile(r"^http_server_request_duration_seconds_sum\{.*\} (\S+)$", re.MULTILINE)
-
-Figures = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Server:
-    """One mode's worker process."""
-
-    process: subprocess.Popen[bytes]
-    port: int
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
-
-    def fetch(self, path: str) -> str:
-        with urllib.request.urlopen(self.url(path), timeout=30) as response:
-            text: str = response.read().decode()
-        return text
-
-    def cpu_ms(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return 1000 * (int(fields[11]) + int(fields[12])) / TICKS
-
-    def resident_mb(self) -> float:
-        return float(json.loads(self.fetch("/memory"))["VmRSS"]) / 1024
-
-    def times(self) -> tuple[float, float]:
-        """Return the seconds that collections took of requests, and that requests took."""
-        metrics = self.fetch("/metrics")
-        return sum(map(float, PAUSES.findall(metrics))), sum(map(float, DURATIONS.findall(metrics)))
-
-
-@contextmanager
-def served(mode: str, port: int) -> Iterator[Server]:
-    """Serve the app in a process of its own until the block ends."""
-    command = [sys.executable, "-m", "uvicorn", "gc_app:app", "--port", str(port), "--no-access-log"]
-    process = subprocess.Popen(
-        [*command, "--log-level", "warning"],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "GC_BENCH_MODE": mode},
-    )
-    try:
-        server = Server(process, port)
-        wait_until_ready(server)
-        yield server
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def wait_until_ready(server: Server) -> None:
-    for _ in range(600):
-        if server.process.poll() is not None:
-            sys.exit(f"the server stopped with status {server.process.returncode}; its message stands above")
-        try:
-            server.fetch("/readyz")
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    sys.exit("the server did not become ready within a minute")
-
-
-def load(server: Server, shape: str, seconds: float) -> Figures:
-    """Load one shape with wrk and return its figures."""
-    command = ["wrk", "-t1", f"-c{CONNECTIONS[shape]}", f"-d{seconds:g}s", "--latency", "--timeout", "30s"]
-    url = server.url(f"/{shape}")
-    output = subprocess.run(
-        [*command, url], check=True, capture_output=True, text=True, timeout=seconds + 60
-    ).stdout
-    if "Non-2xx" in output:
-        sys.exit(f"/{shape} failed under load:\n{output}")
-    return {
-        "requests/s": float(re.findall(r"Requests/sec:\s+(\S+)", output)[0]),
-        "requests": float(re.findall(r"(\d+) requests in", output)[0]),
-        "p50 ms": latency(output, 50),
-        "p99 ms": latency(output, 99),
-    }
-
-
-def latency(output: str, percentile: int) -> float:
-    number, unit = re.findall(rf"\s{percentile}%\s+([\d.]+)(\w+)", output)[0]
-    return float(number) * MILLISECONDS[unit]
 
 
 def measured(server: Server, shape: str, seconds: float) -> Figures:
@@ -140,8 +46,7 @@ def measured(server: Server, shape: str, seconds: float) -> Figures:
 def run(options: argparse.Namespace) -> dict[str, dict[str, list[Figures]]]:
     results: dict[str, dict[str, list[Figures]]] = {}
     with ExitStack() as stack:
-        ports = itertools.count(FIRST_PORT)
-        servers = {mode: stack.enter_context(served(mode, next(ports))) for mode in options.modes}
+        servers = {mode: stack.enter_context(served(mode)) for mode in options.modes}
         for shape in options.shapes:
             results[shape] = {mode: [] for mode in servers}
             for server in servers.values():
@@ -204,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="load per shape, mode and round")
-    parser.add_argument("--shapes", nargs="+", choices=CONNECTIONS, default=list(CONNECTIONS))
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--json", type=Path, default=Path("gc.json"), help="every round's figures go here")
     options = parser.parse_args()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,9 +16,10 @@ from pathlib import Path
 import torch
 from fastapi import FastAPI
 
-from asgi_mlperf import Plugin, Settings
+from asgi_mlperf import Plugin, Settings, runtime
 
 MODE = os.environ["GC_BENCH_MODE"]
+MEMORY_LIMIT_MB = int(os.environ.get("GC_BENCH_LIMIT_MB", "0"))
 RESIDENT_OBJECTS = 200_000
 PLUGIN_MODES = {"asgi-mlperf": "scheduled", "freeze only": "freeze"}
 
@@ -38,6 +40,12 @@ def records(count: int) -> list[Record]:
     for number in range(0, count // 100, 2):
         made[number].peer, made[number + 1].peer = made[number + 1], made[number]
     return made
+
+
+def leak() -> None:
+    """Leave a megabyte that only the collector can free."""
+    cycle: list[object] = [b"x" * (1 << 20)]
+    cycle.append(cycle)
 
 
 def total(of: list[Record]) -> dict[str, int]:
@@ -86,6 +94,22 @@ async def tiny() -> dict[str, int]:
     return {"total": 0}
 
 
+@app.get("/leak")
+async def leak_one() -> dict[str, int]:
+    leak()
+    return {"leaked": 1}
+
+
+@app.get("/block")
+async def block(seconds: float) -> dict[str, int]:
+    """Block the event loop and leak as fast as it goes."""
+    over, leaked = time.monotonic() + seconds, 0
+    while time.monotonic() < over:
+        leak()
+        leaked += 1
+    return {"leaked": leaked}
+
+
 @app.get("/memory")
 def memory() -> dict[str, int]:
     """Tell the resident memory now and at its highest, in kB."""
@@ -93,5 +117,8 @@ def memory() -> dict[str, int]:
     values = dict(line.split(":", 1) for line in lines)
     return {name: int(values[name].split()[0]) for name in ("VmRSS", "VmHWM")}
 
+
+if MEMORY_LIMIT_MB:
+    runtime.memory_limit = lambda: MEMORY_LIMIT_MB << 20
 
 Plugin(Settings(gc={"mode": PLUGIN_MODES.get(MODE, "off")})).install(app)

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.garbage.pauses import Pauses
@@ -17,7 +17,7 @@ from asgi_mlperf.health import Readiness, draining_on_signals
 from asgi_mlperf.hooks import Serving, Traffic
 from asgi_mlperf.host.cpu import cpu_budget
 from asgi_mlperf.host.environment import exported, thread_counts
-from asgi_mlperf.host.memory import memory_limit, rss_reader
+from asgi_mlperf.host.memory import memory_limit, resident_memory
 from asgi_mlperf.host.selfcheck import checking
 from asgi_mlperf.host.tasks import watching
 from asgi_mlperf.host.threads import NativeThreadCaps
@@ -333,15 +333,18 @@ async def _garbage(process: Process) -> AsyncIterator[tuple[RequestHook, ...]]:
         if not mine:
             yield ()
             return
-        with scheduled(
-            settings,
-            loop=process.loop,
-            clock=process.clock,
-            traffic=process.traffic,
-            pauses=process.pauses,
-            rss=rss_reader(),
-            memory_limit=memory_limit(),
-        ) as hooks:
+        with (
+            resident_memory() as rss,
+            scheduled(
+                settings,
+                loop=process.loop,
+                clock=process.clock,
+                traffic=process.traffic,
+                pauses=process.pauses,
+                rss=rss,
+                memory_limit=memory_limit(),
+            ) as hooks,
+        ):
             yield hooks
 
 
@@ -391,7 +394,9 @@ def _measured_lag(process: Process, metrics: Metrics) -> AbstractContextManager[
 
     def on_tick() -> None:
         for pause in process.pauses.drain():
-            metrics.gc_pause.labels(str(pause.generation), pause.where).observe(pause.seconds)
+            metrics.garbage.paused(pause.generation, pause.where, pause.seconds, pause.freed)
+        metrics.garbage.spent(process.pauses.total_seconds, now=process.clock())
+        metrics.garbage.stands(**asdict(process.pauses.state))
 
     return LoopLag(
         process.loop,

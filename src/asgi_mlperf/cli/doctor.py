@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import json
 import os
@@ -11,7 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.cli import tables
-from asgi_mlperf.garbage.kinds import collector_kind
+from asgi_mlperf.garbage import words
 from asgi_mlperf.host import cgroup
 from asgi_mlperf.host.cpu import cpu_budget
 from asgi_mlperf.host.memory import memory_limit
@@ -83,7 +82,7 @@ def examine(settings: Settings, root: Path = cgroup.ROOT) -> dict[str, Any]:
         "memory": {"limit": _mebibytes(memory_limit(root))},
         "native threads": found,
         "libraries to set by hand": _own_threads(allowed.share),
-        "garbage": _garbage(),
+        "garbage": words.explained(settings.gc, memory_limit(root)),
         "versions": dict(_versions()),
     }
     report["advice"] = list(_advice(settings, budget, finding))
@@ -120,15 +119,6 @@ def _verdict(finding: Finding) -> str:
     return "yes" if finding.started else "not known: needs /proc, and numpy or torch"
 
 
-def _garbage() -> dict[str, Any]:
-    return {
-        "collector": str(collector_kind()),
-        "enabled": gc.isenabled(),
-        "thresholds": ", ".join(map(str, gc.get_threshold())),
-        "frozen objects": gc.get_freeze_count(),
-    }
-
-
 def _versions() -> Iterator[tuple[str, str]]:
     yield "python", platform.python_version()
     for package in _PACKAGES:
@@ -154,10 +144,7 @@ def _advice(settings: Settings, budget: CPUBudget, finding: Finding) -> Iterator
         )
     if finding.above:
         yield complaint(finding)
-    if not gc.isenabled():
-        yield "gc is disabled here: collections at request ends still run, the safety valve cannot"
-    if settings.gc.mode == "off":
-        yield "ASGI_MLPERF_GC__MODE=off: full collections may stop requests; scheduled avoids that"
+    yield from words.advice(settings.gc)
 
 
 def _own_threads(width: int) -> dict[str, str]:

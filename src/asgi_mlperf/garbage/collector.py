@@ -6,8 +6,9 @@ import gc
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from asgi_mlperf.garbage.heap import Generation, Heap
 from asgi_mlperf.garbage.lull import Lull
-from asgi_mlperf.garbage.policy import GarbageSettings, Generation, Heap, Policy
+from asgi_mlperf.garbage.policy import Policy
 from asgi_mlperf.garbage.switches import Switches
 from asgi_mlperf.garbage.watch import watching
 
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
     from asgi_mlperf.garbage.freezer import Freezer
     from asgi_mlperf.garbage.kinds import CollectorKind
     from asgi_mlperf.garbage.pauses import Pause, Pauses
+    from asgi_mlperf.garbage.policy import GarbageSettings
     from asgi_mlperf.hooks import Clock, Closer, Exchange, Traffic
 
 _NEVER = 2**31 - 1
+_ENDS_PER_LOOK_AT_MEMORY = 16
+_ENDS_PER_LOOK_WHEN_TIGHT = 2
+_TIGHT_BYTES = 256 << 20
 
 
 class Collector:
@@ -29,8 +34,8 @@ class Collector:
 
     While it is active, automatic full collections are off and automatic young ones are a far backstop. A
     thread looks at memory every ``check_ms``. When memory grows and no request ends, or a full collection
-    is long overdue, it opens the valve: CPython's thresholds are as they were found, so that the process
-    collects as a stock one does, until a full collection has run or memory is back.
+    is long overdue, it opens the valve: CPython collects by itself, twice as eagerly as a stock process does,
+    until a full collection has run or memory is back.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Collector:
         )
         self._closer = self._ended
         self._quiet_limit = self._busy_limit = _NEVER
+        self._ends_per_look = _ENDS_PER_LOOK_AT_MEMORY
         self._scheduled = False
         self._active = False
         self._valve_open = False
@@ -111,14 +117,22 @@ class Collector:
 
     def _ended(self, _: Exchange) -> None:
         lull, in_flight = self._lull, self._traffic.in_flight
-        lull.ends += 1
+        lull.ends = ends = lull.ends + 1
         if in_flight < lull.lowest:  # noqa: PLR1730 - min() costs five times as much, in every request
             lull.lowest = in_flight
         limit = self._quiet_limit if in_flight <= lull.floor else self._busy_limit
         # A step later the request's own objects are gone: they are freed, not promoted.
-        if not self._scheduled and gc.get_count()[0] >= limit:
+        if not self._scheduled and (
+            gc.get_count()[0] >= limit or (not ends % self._ends_per_look and self._grew())
+        ):
             self._scheduled = True
             self._loop.call_soon(self._look)
+
+    def _grew(self) -> bool:
+        self._rss = self._read_rss()
+        heap = self._heap()
+        self._policy.saw_memory(heap)
+        return self._policy.grew(heap)
 
     def _look(self) -> None:
         self._scheduled = False
@@ -129,12 +143,14 @@ class Collector:
             self._collect_everything()
         elif generation is not None:
             gc.collect(generation)
+            self._grew()
 
     def _collect_everything(self) -> None:
         with self._turn() as mine:
             if not mine:
                 return
             gc.collect()
+            self._grew()
             heap = self._heap()
             if self._policy.wants_freeze(heap):
                 self._freezer.freeze(self._policy.old_objects)
@@ -175,14 +191,14 @@ class Collector:
             self._valve_open = not self._policy.valve_can_close(heap)
         elif reason := self._policy.valve_reason(heap):
             self._valve_open = True
-            openings = self._pauses.state.valve_openings
-            openings[reason] = openings.get(reason, 0) + 1
+            self._pauses.state.valve_openings[reason] += 1
         self._set_thresholds(heap)
 
     def _set_thresholds(self, heap: Heap) -> None:
         young, middle, old = self._switches.found
         if self._valve_open:
-            self._switches.set(young, middle, old)
+            # More eager than as found: a stock process is not this close to its limit when it begins.
+            self._switches.set(young // 2 or young, middle, old)
         else:
             self._switches.set(self._policy.backstop(heap, automatic=young), middle, _NEVER)
 
@@ -190,6 +206,8 @@ class Collector:
         wants_full = self._policy.deferred_s(self._clock()) > 0
         self._quiet_limit = 0 if wants_full else self._policy.young_limit(quiet=True)
         self._busy_limit = 0 if wants_full else self._policy.young_limit(quiet=False)
+        tight = self._limit and self._limit - self._rss < _TIGHT_BYTES
+        self._ends_per_look = _ENDS_PER_LOOK_WHEN_TIGHT if tight else _ENDS_PER_LOOK_AT_MEMORY
 
     def _report(self, now: float) -> None:
         state = self._pauses.state

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("asgi_mlperf")
 
-_FROZEN_BY_INTERPRETER = 1_000
+FROZEN_BY_INTERPRETER = 1_000
 """CPython 3.12 starts with some hundred frozen objects of its own, those that can never die."""
 
 
@@ -32,7 +32,7 @@ class Freezer:
         self.times = 0
         self.left_alone = 0
         self._found = gc.get_freeze_count()
-        self._available = self._found <= _FROZEN_BY_INTERPRETER
+        self._available = self._found <= FROZEN_BY_INTERPRETER
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

@@ -9,11 +9,11 @@ collections: only when survivors are a good part of what such a collection must 
 from __future__ import annotations
 
 import math
-from enum import IntEnum
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from asgi_mlperf.garbage.heap import Generation, Heap
 from asgi_mlperf.garbage.pacer import Pacer
 
 _MEBIBYTE = 1 << 20
@@ -21,6 +21,8 @@ _GROWTH_SHARE = 0.10
 _FREEZABLE_OBJECTS = 20_000
 _FREEZE_BUSY_AFTER = 4
 _BACKSTOP_BYTES_PER_OBJECT = 1024
+_LEAST_GROWTH = 4 * _MEBIBYTE
+_NEW_PASSES = 10  # as many as CPython makes
 
 
 class GarbageSettings(BaseModel):
@@ -49,6 +51,12 @@ class GarbageSettings(BaseModel):
         le=1,
         description="share of wall time that young collections may spend on objects that live on",
     )
+    young_growth_mb: int = Field(
+        default=32,
+        ge=1,
+        description="growth of resident memory, in MiB and at most a quarter of what is free, that is worth "
+        "a young collection whatever the traffic",
+    )
     full_objects: int = Field(
         default=100_000, ge=1_000, description="objects that survived, from which a full collection is due"
     )
@@ -73,8 +81,8 @@ class GarbageSettings(BaseModel):
     valve_growth_mb: int = Field(
         default=512,
         ge=1,
-        description="growth of resident memory, in MiB and at most half of what is free under the limit, "
-        "that re-arms CPython's own collections",
+        description="growth of resident memory, in MiB and at most half of what is free, that re-arms "
+        "CPython's own collections",
     )
     memory_share: float = Field(
         default=0.85,
@@ -87,43 +95,12 @@ class GarbageSettings(BaseModel):
     )
 
 
-class Generation(IntEnum):
-    """What to collect: new objects; also those that survived one collection; everything not frozen."""
-
-    NEW = 0
-    YOUNG = 1
-    FULL = 2
-
-
-class Heap(NamedTuple):
-    """What a decision looks at; seconds, bytes (limit 0: none), and counts.
-
-    ``new_passes`` counts collections of only the new objects since the last of all young ones. ``floor``
-    is the fewest requests in flight of late: streams and long polls that are always there do not make a
-    worker busy. ``quiet_s`` is how long no request has ended.
-    """
-
-    now: float
-    new_objects: int
-    new_passes: int
-    in_flight: int
-    floor: int
-    quiet_s: float = 0.0
-    rss: int = 0
-    limit: int = 0
-
-    @property
-    def is_quiet(self) -> bool:
-        """Say whether no more is in flight than always is."""
-        return self.in_flight <= self.floor
-
-
 class Policy:
     """Decides from what it is shown and what past collections cost and freed; touches nothing.
 
     Young collections spend at most ``young_share`` of the time on objects that live on, and full ones
-    take at most ``full_share``, one collection over each at most. Not counted is what somebody else
-    starts, CPython included.
+    take at most ``full_share``; each may be ahead by one collection. Growing memory comes before the
+    share, and what somebody else starts is not counted, CPython included.
     """
 
     def __init__(
@@ -135,6 +112,7 @@ class Policy:
         self._pacer = Pacer(settings.young_share, settings.full_share, now=now)
         self._pacer.thawed(old)
         self._live_rss: int | None = rss
+        self._left_rss: int | None = rss
         self._due_since: float | None = None
         self._thaw_above = 0.0
         self._thawed = False
@@ -143,14 +121,23 @@ class Policy:
         """Say what to collect at the end of a request, or at a quiet moment."""
         if self._full_is_due(heap) and self._is_moment_for_full(heap):
             return Generation.FULL
-        if (
-            not self._has_generations
-            or heap.new_objects < self.young_limit(quiet=heap.is_quiet)
-            or heap.now < self._pacer.young_from
-        ):
+        if not self._has_generations:
+            return None
+        enough = heap.new_objects >= self.young_limit(quiet=heap.is_quiet)
+        affordable = heap.now >= self._pacer.young_from
+        if not (enough and affordable) and not self.grew(heap):
             return None
         # What is alive in a request would be promoted for good; a generation between spares most of it.
-        return Generation.NEW if heap.in_flight and heap.new_passes < 10 else Generation.YOUNG  # noqa: PLR2004 - as in CPython
+        spared = heap.in_flight and heap.new_passes < _NEW_PASSES
+        return Generation.NEW if spared else Generation.YOUNG
+
+    def grew(self, heap: Heap) -> bool:
+        """Say whether memory grew enough since the last collection to be worth another."""
+        if self._left_rss is None:
+            return False
+        growth = self._settings.young_growth_mb * _MEBIBYTE
+        room = max(heap.limit - self._left_rss, 0) if heap.limit else 4 * growth
+        return heap.rss - self._left_rss >= max(min(growth, room / 4), _LEAST_GROWTH)
 
     def young_limit(self, *, quiet: bool) -> int:
         """New objects from which a young collection is considered."""
@@ -208,6 +195,7 @@ class Policy:
 
     def collected(self, generation: int, *, seconds: float, candidates: int, freed: int, now: float) -> None:
         """Learn from a collection that had ``candidates`` new objects to look at, whoever asked for it."""
+        self._left_rss = None
         if self._has_generations and generation != Generation.FULL:
             self._pacer.young(seconds=seconds, candidates=candidates, freed=freed, now=now)
             return
@@ -222,7 +210,9 @@ class Policy:
         return self._pacer.old
 
     def saw_memory(self, heap: Heap) -> None:
-        """Take the first look at memory after a full collection as what is really in use."""
+        """Take the first look at memory after a collection as what that left."""
+        if self._left_rss is None:
+            self._left_rss = heap.rss
         if self._live_rss is None:
             self._live_rss = heap.rss
             if self._thaw_above == math.inf:

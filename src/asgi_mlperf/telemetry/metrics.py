@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import NoDecode
 
 from asgi_mlperf.hooks import PoolObservers
+from asgi_mlperf.telemetry.garbage import GarbageSeries
 from asgi_mlperf.telemetry.routes import RouteTemplates
 
 if TYPE_CHECKING:
@@ -68,13 +69,7 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self.gc_pause = Histogram(
-            "asgi_mlperf_gc_pause_seconds",
-            "Pauses of the garbage collector, and whether they fell into a request.",
-            ("generation", "where"),
-            buckets=_FINE,
-            registry=registry,
-        )
+        self.garbage = GarbageSeries(registry)
         self.loop_lag = Histogram(
             "asgi_mlperf_event_loop_lag_seconds",
             "How late the event loop came back, because of the garbage collector or of anything else.",
