@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _KINDS: tuple[Any, ...] = (Starlette, FastAPI)
 _PLUGIN = "_conformance_plugin"
 
+_lifespans: dict[Any, _Lifespan] = {}
+
 outcomes: dict[str, str] = {}
 failures: dict[str, str] = {}
 counts = {"apps": 0, "measured": 0}
@@ -168,35 +170,54 @@ def _around_call(install: Callable[[Any], None], during: Callable[..., Any] = _n
             kind.__call__ = patched(kind.__call__)
 
 
+class _Lifespan:
+    """A plugin that runs, without the app's own lifespan, while requests of one event loop need it.
+
+    It runs in a task of its own, as under a server. Who waits for it looks again and again: to
+    ``wait_all_tasks_blocked`` in a test, any other way of waiting would seem to happen inside the app.
+    """
+
+    def __init__(self, plugin: Plugin, app: Any) -> None:
+        self.requests = 0
+        self._started, self._over = asyncio.Event(), asyncio.Event()
+        self._task = asyncio.create_task(self._run(plugin, app))
+
+    async def wait_started(self) -> None:
+        while not (self._started.is_set() or self._task.done()):  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0)
+
+    async def end(self) -> None:
+        self._over.set()
+        with anyio.CancelScope(shield=True):
+            while not self._task.done():  # noqa: ASYNC110 - see above
+                await asyncio.sleep(0)
+        self._task.result()
+
+    async def _run(self, plugin: Plugin, app: Any) -> None:
+        async with plugin.wrap(None)(app):
+            self._started.set()
+            await self._over.wait()
+
+
 @asynccontextmanager
 async def _running_plugin(app: Any, scope: Any) -> AsyncIterator[None]:
-    """Run the app's plugin, without the app's own lifespan, in a task of its own as servers do.
-
-    Waits by looking again and again: to ``wait_all_tasks_blocked`` in a test, a request that waited for
-    the start in any other way would seem to wait inside the app.
-    """
     plugin, loop = getattr(app, _PLUGIN, None), _running_loop()
-    if plugin is None or loop is None or scope["type"] == "lifespan" or loop in plugin._publisher.runtimes:
-        yield
-        return
-    started, stop = asyncio.Event(), asyncio.Event()
-
-    async def lifespan() -> None:
-        async with plugin.wrap(None)(app):
-            started.set()
-            await stop.wait()
-
-    task = asyncio.create_task(lifespan())
-    while not (started.is_set() or task.done()):  # noqa: ASYNC110 - see above
-        await asyncio.sleep(0)
+    lifespan = _lifespans.get((plugin, loop))
+    if lifespan is None:
+        started = plugin is None or loop is None or loop in plugin._publisher.runtimes
+        if started or scope["type"] == "lifespan":
+            yield
+            return
+        lifespan = _lifespans[plugin, loop] = _Lifespan(plugin, app)
+    lifespan.requests += 1
     try:
+        await lifespan.wait_started()
         yield
     finally:
-        stop.set()
-        with anyio.CancelScope(shield=True):
-            while not task.done():  # noqa: ASYNC110 - see above
-                await asyncio.sleep(0)
-        task.result()
+        lifespan.requests -= 1
+        if not lifespan.requests:
+            del _lifespans[plugin, loop]
+            await lifespan.end()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
