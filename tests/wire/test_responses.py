@@ -8,7 +8,6 @@ import json
 import math
 import pathlib
 import types
-import typing
 import uuid
 from typing import Any
 
@@ -22,11 +21,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from asgi_mlperf.exceptions import UnserializableError
-from asgi_mlperf.wire import JSONSettings, ORJSONResponse, json_settings, use_json_settings
+from asgi_mlperf.wire import JSONSettings, ORJSONResponse, json_settings
 from asgi_mlperf.wire.exact import Walk
-
-if typing.TYPE_CHECKING:
-    from asgi_mlperf.hooks import Exchange
 
 POLICIES = [{}, {"nan": "string"}, {"float_digits": 17}]
 
@@ -289,15 +285,6 @@ def test_rounding_shortens_the_body_and_keeps_small_probabilities():
         == b"[[[0.123]],0.123,0.123]"
     )
     json_settings.reset(token)
-
-
-def test_settings_are_in_force_while_the_exchange_lasts():
-    settings = JSONSettings(nan="string")
-    exchange = typing.cast("Exchange", None)
-    end = use_json_settings(settings)(exchange)
-    assert json_settings.get() is settings
-    end(exchange)
-    assert json_settings.get() == JSONSettings()
 
 
 def test_settings_refuse_what_they_do_not_know():

@@ -9,7 +9,6 @@ from asgi_mlperf.wire.responses import (
     ORJSONResponse,
     ORJSONStreamingResponse,
     json_settings,
-    use_json_settings,
 )
 from asgi_mlperf.wire.tensor_responses import TensorResponse
 
@@ -19,5 +18,4 @@ __all__ = [
     "ORJSONStreamingResponse",
     "TensorResponse",
     "json_settings",
-    "use_json_settings",
 ]

@@ -127,12 +127,14 @@ async def read_body(request: Request) -> bytearray:
     length = request.headers.get("content-length", "0")
     if len(length) > _LENGTH_DIGITS or (length.isdecimal() and int(length) > limit):
         raise _too_large(limit)
-    data = bytearray()
+    chunks: list[bytes] = []
+    size = 0
     async for chunk in request.stream():
-        if len(data) + len(chunk) > limit:
+        size += len(chunk)
+        if size > limit:
             raise _too_large(limit)
-        data += chunk
-    return data
+        chunks.append(chunk)
+    return bytearray().join(chunks)
 
 
 async def off_loop(read: Any, size: int) -> Any:

@@ -30,7 +30,7 @@ def checked(
     if not shape.fits(array.shape):
         raise refused("shape", f"Input should have shape ({shape.text}), not {list(array.shape)}", loc)
     cast = _cast(array, dtype, loc)
-    if finite and dtype.kind == "f":
+    if finite and dtype.kind == "f" and not np.isfinite(cast).all():
         first_wrong(~np.isfinite(cast), "finite_number", "Input should be a finite number", loc)
     return np.require(cast, requirements=["C", "A", "W"])
 

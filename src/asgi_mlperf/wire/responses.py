@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
     from starlette.background import BackgroundTask
     from starlette.types import Receive, Scope, Send
-
-    from asgi_mlperf.hooks import Closer, Exchange, RequestHook
 
 
 class JSONSettings(BaseModel):
@@ -59,22 +56,6 @@ class JSONSettings(BaseModel):
 
 json_settings: ContextVar[JSONSettings] = ContextVar("json_settings", default=JSONSettings())  # noqa: B039 - frozen
 """The settings in force for the current request."""
-
-
-def use_json_settings(settings: JSONSettings) -> RequestHook:
-    """A request hook that puts ``settings`` in force until the response has ended."""
-
-    def begin(_exchange: Exchange) -> Closer:
-        token = json_settings.set(settings)
-
-        def end(_exchange: Exchange) -> None:
-            # A streamed response may end in a task of its own, whose context dies with it.
-            with suppress(ValueError):
-                json_settings.reset(token)
-
-        return end
-
-    return begin
 
 
 class ORJSONResponse(JSONResponse):

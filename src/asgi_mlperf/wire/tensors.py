@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.exceptions import UnserializableError
@@ -125,9 +126,29 @@ def _from_torch(tensor: torch.Tensor) -> NDArray[Any]:
         raise UnserializableError(_unreadable(tensor))
     plain = tensor.detach()
     plain = plain.resolve_conj().resolve_neg().cpu()
-    small = plain.is_floating_point() and str(plain.dtype).startswith(("torch.bfloat", "torch.float8"))
-    array: NDArray[Any] = (plain.float() if small else plain).numpy()
+    if str(plain.dtype).startswith(("torch.bfloat16", "torch.float8")):
+        return _looked_up(plain)
+    array: NDArray[Any] = plain.numpy()
     return array
+
+
+def _looked_up(tensor: torch.Tensor) -> NDArray[Any]:
+    """float32 of dtypes that NumPy lacks. PyTorch's own conversion wakes a thread pool, and waits for it."""
+    torch = sys.modules["torch"]
+    codes = torch.int16 if tensor.element_size() > 1 else torch.uint8
+    array: NDArray[Any] = _float32_table(tensor.dtype, codes)[
+        tensor.view(codes).numpy().view(f"u{tensor.element_size()}")
+    ]
+    return array
+
+
+@cache
+def _float32_table(dtype: torch.dtype, codes: torch.dtype) -> NDArray[Any]:
+    """Every value of ``dtype``, by its bits."""
+    torch = sys.modules["torch"]
+    bits = torch.arange(65_536 if codes == torch.int16 else 256, dtype=torch.int32).to(codes)
+    table: NDArray[Any] = bits.view(dtype).float().numpy()
+    return table
 
 
 def _is_readable(tensor: torch.Tensor) -> bool:
