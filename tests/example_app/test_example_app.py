@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from example_app.catalogue import CUSTOMERS, catalogue
 from example_app.main import app
+from example_app.page import index_page
 from example_app.ranking import rank
 from example_app.training import held_out_digits
 
@@ -67,8 +68,9 @@ def test_embed_returns_one_vector_per_image(client: TestClient, model: Classifie
 
 
 def test_rank_recommends_the_same_items_in_every_process(client: TestClient) -> None:
-    answer = client.post("/rank", json={"customer": 7, "limit": 5}).json()
-    assert [best["item"] for best in answer["recommendations"]] == [9160, 6837, 14912, 2, 18670]
+    answer = client.post("/rank", json={"customer": 7, "limit": 10}).json()
+    items = [best["item"] for best in answer["recommendations"]]
+    assert items == [9160, 6837, 14912, 2, 18670, 19236, 14265, 10886, 7482, 6897]
     scores = [best["score"] for best in answer["recommendations"]]
     assert scores == sorted(scores, reverse=True)
 
@@ -145,8 +147,8 @@ def test_the_lines_are_addressed_to_where_the_page_was_asked_for(client: TestCli
     assert {url.rpartition("/")[0] for _, _, url in page.requests} == {"http://example.org:8080"}
 
 
-def test_a_hostile_host_header_stays_text(client: TestClient) -> None:
-    text = client.get("/", headers={"host": "x$(id)';<iframe>"}).text
-    page = Page(text)
+def test_a_hostile_address_stays_text() -> None:
+    address = "http://x/$(id)';<iframe>&lt;"
+    page = Page(index_page(address))
     assert "iframe" not in page.tags
-    assert all(len(shlex.split(code)) == 7 for code in page.codes if code.startswith("curl "))
+    assert {url.removesuffix(url.rpartition("/")[2]) for _, _, url in page.requests} == {f"{address}/"}
