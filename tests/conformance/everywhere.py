@@ -49,7 +49,7 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    outcome: str = f"x{report.outcome}" if hasattr(report, "wasxfail") else report.outcome
+    outcome: str = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
     if outcome == "failed" and report.when != "call":
         outcome = "error"
     if outcome in {"error", "failed"}:
