@@ -24,6 +24,7 @@ from fastapi import FastAPI, Request, Response
 from safetensors.numpy import save
 
 from asgi_mlperf.wire import ORJSONResponse, TensorResponse
+from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.routes import Array, ORJSONRoute
 
 ARRAY = np.random.default_rng(0).random((512, 128), dtype="f4")
@@ -167,12 +168,20 @@ def requests() -> dict[str, dict[str, Call]]:
         assert x.shape == (512, 128)
         return done
 
+    body = ArrayBody(np.float32, "n 128")
+
+    @app.post("/direct")
+    async def direct(request: Request) -> Response:
+        assert (await body(request)).shape == (512, 128)
+        return done
+
     kinds = ("json", "octet-stream", "x-npy", "x-safetensors")
     return {
         "Request, 512 x 128 float32": {
             "Pydantic `list[list[float]]`, `np.array`": call(app, "/pydantic", kind="application/json"),
             "by hand, `np.frombuffer(body)`": call(app, "/frombuffer", kind="application/octet-stream"),
             **{f"Array, {kind}": call(app, "/array", kind=f"application/{kind}") for kind in kinds},
+            **{f"ArrayBody(request), {k}": call(app, "/direct", kind=f"application/{k}") for k in kinds[:3]},
         }
     }
 

@@ -56,8 +56,9 @@ class ArrayBody:
             BodyRefused: 413 when the body is too large, 415 for other formats, 422 when it is not the array
                 that was declared; says where.
         """
-        data = await read_body(request)
-        read = partial(self._read, data, media_type(request), request.headers)
+        headers = headers_of(request)
+        data = await read_body(request, headers)
+        read = partial(self._read, data, media_type(headers), headers)
         array: NDArray[Any] = await off_loop(read, len(data))
         return array
 
@@ -108,23 +109,28 @@ def binary_content(*kinds: str) -> dict[str, Any]:
     }
 
 
-def media_type(request: Request) -> str:
+def headers_of(request: Request) -> dict[str, str]:
+    """The headers of ``request``, decoded once; the last of equal names."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
+
+
+def media_type(headers: Mapping[str, str]) -> str:
     """The media type of the body, without parameters; JSON when the client does not say."""
-    kind = request.headers.get("content-type", formats.JSON).partition(";")[0].strip().lower()
+    kind = headers.get("content-type", formats.JSON).partition(";")[0].strip().lower()
     return formats.JSON if kind.startswith("application/") and kind.endswith("+json") else kind
 
 
-async def read_body(request: Request) -> bytearray:
-    """The body of ``request``, in writable memory.
+async def read_body(request: Request, headers: Mapping[str, str]) -> bytearray:
+    """The body of ``request``, which has these ``headers``, in writable memory.
 
     Raises:
         BodyRefused: 413 above the limit in the settings, before it is read if the client says its length;
             415 when it is compressed.
     """
     limit = json_settings.get().body_limit_bytes
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise BodyRefused(_UNSUPPORTED, "content_encoding", "Input should not be compressed")
-    length = request.headers.get("content-length", "0")
+    length = headers.get("content-length", "0")
     if len(length) > _LENGTH_DIGITS or (length.isdecimal() and int(length) > limit):
         raise _too_large(limit)
     chunks: list[bytes] = []

@@ -30,8 +30,10 @@ def checked(
     if not shape.fits(array.shape):
         raise refused("shape", f"Input should have shape ({shape.text}), not {list(array.shape)}", loc)
     cast = _cast(array, dtype, loc)
-    if finite and dtype.kind == "f" and not np.isfinite(cast).all():
-        first_wrong(~np.isfinite(cast), "finite_number", "Input should be a finite number", loc)
+    if dtype.kind == "f" and not np.isfinite(cast).all():
+        first_wrong(np.isinf(cast) & np.isfinite(array), "out_of_range", f"Input should fit in {dtype}", loc)
+        if finite:
+            first_wrong(~np.isfinite(cast), "finite_number", "Input should be a finite number", loc)
     return np.require(cast, requirements=["C", "A", "W"])
 
 
@@ -58,8 +60,6 @@ def _cast(array: NDArray[Any], dtype: np.dtype[Any], loc: tuple[str, ...]) -> ND
         first_wrong(
             (cast != array) | ((cast < 0) != (array < 0)), "out_of_range", f"Input should fit in {dtype}", loc
         )
-    else:
-        first_wrong(np.isinf(cast) & np.isfinite(array), "out_of_range", f"Input should fit in {dtype}", loc)
     return cast
 
 

@@ -6,6 +6,7 @@ Nothing is unpickled, nothing is decompressed, and nothing is allocated because 
 from __future__ import annotations
 
 import io
+import re
 import struct
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,14 @@ _NPY_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+_NPY_USUAL = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<>|](?:b1|[iu][1248]|f[248]))', 'fortran_order': (True|False),"
+    rb" 'shape': \(((?:\d{1,18}, ?){0,32}\d{0,18})\), *\} *\n",
+    re.DOTALL,
+)
+"""The header that NumPy writes; anything else takes the slower way."""
+_NPY_PREFIX = 10
+_NPY_MOST_HEADER = 100_000
 _BODY_HEADER = 2
 _COMPRESSION = 3
 
@@ -37,7 +46,15 @@ def read_npy(data: bytearray) -> NDArray[Any]:
     Raises:
         BodyRefused: not such a file, another length than its header says, or a dtype that is not numbers.
     """
-    file = io.BytesIO(memoryview(data)[: _npy_header_end(data)])
+    usual = _NPY_USUAL.match(data)
+    if usual is not None and len(usual[0]) == _NPY_PREFIX + int.from_bytes(data[8:10], "little"):
+        sizes = tuple(int(size) for size in usual[3].split(b",") if size.strip())
+        return _on(data, usual.end(), np.dtype(usual[1].decode()), sizes, "F" if usual[2] == b"True" else "C")
+    return _unusual_npy(data)
+
+
+def _unusual_npy(data: bytearray) -> NDArray[Any]:
+    file = io.BytesIO(memoryview(data)[:_NPY_MOST_HEADER])
     try:
         version = np.lib.format.read_magic(file)
         sizes, fortran, dtype = _NPY_READERS[version](file)
@@ -97,10 +114,6 @@ def read_arrow(data: bytearray) -> dict[str, NDArray[Any]]:
             "arrow_invalid", f"Input should be an uncompressed Arrow IPC stream ({error})"
         ) from None
     return {name: _column(pa, name, table.column(name)) for name in table.column_names}
-
-
-def _npy_header_end(data: bytearray) -> int:
-    return min(len(data), np.lib.format.MAGIC_LEN + 4 + 65_536)
 
 
 def _on(

@@ -9,7 +9,7 @@ import numpy as np
 
 from asgi_mlperf.exceptions import ConfigurationError
 from asgi_mlperf.wire import formats
-from asgi_mlperf.wire.bodies import binary_content, media_type, off_loop, read_body, read_named
+from asgi_mlperf.wire.bodies import binary_content, headers_of, media_type, off_loop, read_body, read_named
 from asgi_mlperf.wire.casting import checked, refused
 from asgi_mlperf.wire.json_arrays import loads, to_array
 from asgi_mlperf.wire.shapes import Shape
@@ -54,9 +54,10 @@ class TableBody:
             BodyRefused: 413 when the body is too large, 415 for other formats, 422 when it is not the table
                 that was declared; says where.
         """
-        data = await read_body(request)
+        headers = headers_of(request)
+        data = await read_body(request, headers)
         table: dict[str, NDArray[Any]] = await off_loop(
-            partial(self._read, data, media_type(request)), len(data)
+            partial(self._read, data, media_type(headers)), len(data)
         )
         return table
 
