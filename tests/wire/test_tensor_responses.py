@@ -1,6 +1,8 @@
+import asyncio
 import io
 import itertools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -136,19 +138,40 @@ def test_status_headers_and_background_survive_the_negotiation(accept):
     assert len(response.headers.get_list("content-length")) == 1
 
 
-def test_a_body_does_not_change_when_its_array_does_afterwards():
-    array = np.ones(3)
+def sent_by(response, accept):
+    messages = []
+
+    async def send(message):
+        messages.append(message)
+
+    asyncio.run(response({"type": "http", "headers": [(b"accept", accept.encode())]}, None, send))
+    return messages
+
+
+def test_a_body_does_not_change_when_its_array_does_while_it_is_sent():
+    array = np.ones(1_000_000)
     response = TensorResponse(array)
-    sent = []
+    bodies = []
 
     async def send(message):
         array[:] = 7
-        sent.append(message)
-
-    import asyncio
+        bodies.append(message.get("body", b""))
 
     asyncio.run(response({"type": "http", "headers": [(b"accept", NPY.encode())]}, None, send))
-    assert np.load(io.BytesIO(sent[1]["body"])).tolist() == [1, 1, 1]
+    assert len(bodies) > 2
+    assert (np.load(io.BytesIO(b"".join(bodies))) == 1).all()
+
+
+@pytest.mark.parametrize("media_type", [NPY, RAW, SAFETENSORS, ARROW])
+def test_a_heavy_tensor_is_sent_in_pieces_and_in_full(media_type):
+    array = np.random.default_rng(0).random(1_000_000)
+    start, *bodies = sent_by(TensorResponse(array), media_type)
+    text = b"".join(message["body"] for message in bodies)
+    headers = {name.decode(): value.decode() for name, value in start["headers"]}
+    assert len(bodies) > 2
+    assert headers["content-length"] == str(len(text))
+    reply = types.SimpleNamespace(content=text, headers=headers)
+    assert np.array_equal(READ[media_type](reply), array)
 
 
 OFFERS = ["application/json", NPY]

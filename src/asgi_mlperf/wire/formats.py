@@ -16,7 +16,7 @@ from asgi_mlperf.exceptions import UnserializableError
 from asgi_mlperf.wire import tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -32,6 +32,7 @@ SHAPE_HEADER = "x-tensor-shape"
 LIBRARIES = {SAFETENSORS: "safetensors", ARROW: "pyarrow"}
 """The optional library that each format needs."""
 
+_PIECE_BYTES = 1_048_576
 _PLAIN_KINDS = "biufc"
 
 
@@ -44,20 +45,21 @@ def offers(content: object) -> list[str]:
     return [JSON, *single, *(name for name, library in LIBRARIES.items() if find_spec(library) is not None)]
 
 
-def encode(content: Any, media_type: str, name: str) -> tuple[bytes, dict[str, str]]:
-    """The body of ``content`` in ``media_type``, and the headers that belong to it.
+def encode(content: Any, media_type: str, name: str) -> tuple[Iterator[bytes], dict[str, str]]:
+    """The body of ``content`` in ``media_type``, in pieces, and the headers that belong to it.
 
     A single array is called ``name`` in formats that name their arrays.
 
     Raises:
-        UnserializableError: the format has no such dtype; names the array.
+        UnserializableError: the format has no such dtype; names the array. Raised before the first piece.
     """
     if media_type in {NPY, RAW}:
         array = _plain(content, "$")
-        return (_npy(array), {}) if media_type == NPY else (array.tobytes(), _raw_headers(array))
+        return (_npy(array), {}) if media_type == NPY else (_slices(array), _raw_headers(array))
     arrays = content if isinstance(content, Mapping) else {name: content}
     writers: dict[str, Callable[[Mapping[str, Any]], bytes]] = {SAFETENSORS: _safetensors, ARROW: _arrow}
-    return writers[media_type](arrays), {}
+    body = writers[media_type](arrays)
+    return (body[at : at + _PIECE_BYTES] for at in range(0, len(body), _PIECE_BYTES)), {}
 
 
 def _plain(value: object, path: str) -> NDArray[Any]:
@@ -76,11 +78,19 @@ def _raw_headers(array: NDArray[Any]) -> dict[str, str]:
     return {DTYPE_HEADER: array.dtype.name, SHAPE_HEADER: ",".join(map(str, array.shape))}
 
 
-def _npy(array: NDArray[Any]) -> bytes:
+def _npy(array: NDArray[Any]) -> Iterator[bytes]:
     header = io.BytesIO()
     form = import_module("numpy.lib.format")
     form.write_array_header_1_0(header, form.header_data_from_array_1_0(array))
-    return b"".join([header.getvalue(), array.data if array.ndim and array.size else array.tobytes()])
+    slices = _slices(array)
+    yield header.getvalue() + next(slices, b"")
+    yield from slices
+
+
+def _slices(array: NDArray[Any]) -> Iterator[bytes]:
+    flat = array.reshape(-1)
+    step = _PIECE_BYTES // array.dtype.itemsize
+    return (flat[at : at + step].tobytes() for at in range(0, flat.size, step))
 
 
 def _safetensors(arrays: Mapping[str, Any]) -> bytes:

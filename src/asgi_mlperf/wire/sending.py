@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
     from starlette.responses import Response
     from starlette.types import Scope, Send
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 _BREATH_S = 0.0002
 
 
-def collect(pieces: Iterable[bytes]) -> deque[bytes]:
-    """All ``pieces``, made one by one; call it in a thread."""
-    made: deque[bytes] = deque()
+def collect(pieces: Iterator[bytes]) -> deque[bytes]:
+    """All ``pieces``, made one by one, at least one; in a thread when there may be many."""
+    made = deque([next(pieces, b"")])
     for piece in pieces:
-        made.append(piece)
         # Without a real sleep the event loop waits a whole switch interval for the interpreter, every time.
         time.sleep(_BREATH_S)
+        made.append(piece)
     return made
 
 

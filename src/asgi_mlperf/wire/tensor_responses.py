@@ -12,9 +12,11 @@ from starlette.responses import PlainTextResponse, Response
 from asgi_mlperf.wire import formats
 from asgi_mlperf.wire.negotiation import negotiate
 from asgi_mlperf.wire.responses import ORJSONResponse, json_settings
+from asgi_mlperf.wire.sending import collect, send_pieces
 from asgi_mlperf.wire.weight import weigh
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Mapping
 
     from starlette.background import BackgroundTask
@@ -63,25 +65,27 @@ class TensorResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Negotiate, encode, send."""
-        response = await self._negotiated(Headers(scope=scope).get("accept"))
-        response.headers.setdefault("vary", "Accept")
-        await response(scope, receive, send)
-
-    async def _negotiated(self, accept: str | None) -> Response:
         offers = formats.offers(self._content)
-        media_type = negotiate(accept, offers)
+        media_type = negotiate(Headers(scope=scope).get("accept"), offers)
+        self.headers.setdefault("vary", "Accept")
         if media_type is None:
-            return PlainTextResponse(f"This resource comes as {', '.join(offers)}.", 406)
-        if media_type == formats.JSON:
-            return self._filled(ORJSONResponse(self._content), {})
-        make = partial(formats.encode, self._content, media_type, self._name)
-        heavy = weigh(self._content) >= self._settings.offload_bytes
-        body, headers = await to_thread.run_sync(make) if heavy else make()
-        return self._filled(Response(body, media_type=media_type), headers)
+            await PlainTextResponse(f"This resource comes as {', '.join(offers)}.", 406)(scope, receive, send)
+        elif media_type == formats.JSON:
+            response = ORJSONResponse(self._content, self.status_code, background=self.background)
+            response.raw_headers.extend(self.raw_headers)
+            await response(scope, receive, send)
+        else:
+            await send_pieces(self, await self._encoded(media_type), scope, send)
 
-    def _filled(self, response: Response, headers: Mapping[str, str]) -> Response:
-        response.status_code = self.status_code
-        response.background = self.background
-        response.headers.update(headers)
-        response.raw_headers.extend(self.raw_headers)
-        return response
+    async def _encoded(self, media_type: str) -> deque[bytes]:
+        encode = partial(self._encode, media_type)
+        heavy = weigh(self._content) >= self._settings.offload_bytes
+        body, headers = await to_thread.run_sync(encode) if heavy else encode()
+        self.headers.update(headers)
+        self.headers["content-type"] = media_type
+        self.headers["content-length"] = str(sum(map(len, body)))
+        return body
+
+    def _encode(self, media_type: str) -> tuple[deque[bytes], dict[str, str]]:
+        pieces, headers = formats.encode(self._content, media_type, self._name)
+        return collect(pieces), headers
