@@ -4,9 +4,11 @@
 use and catch. Importing this package reads no environment, starts no thread and leaves gc alone.
 """
 
+from asgi_mlperf.declared import Batched, InferencePool, RemoteLimit
 from asgi_mlperf.exceptions import (
     ASGIMLPerfError,
     BatchError,
+    ClientLeft,
     ConfigurationError,
     DeadlineExceeded,
     NotRunning,
@@ -14,7 +16,8 @@ from asgi_mlperf.exceptions import (
     UnserializableError,
 )
 from asgi_mlperf.middleware import PerfMiddleware
-from asgi_mlperf.plugin import Batched, Plugin
+from asgi_mlperf.inference.deadlines import time_left
+from asgi_mlperf.plugin import Plugin
 from asgi_mlperf.settings import Settings
 from asgi_mlperf.wire.responses import ORJSONResponse
 
@@ -22,13 +25,17 @@ __all__ = [
     "ASGIMLPerfError",
     "BatchError",
     "Batched",
+    "ClientLeft",
     "ConfigurationError",
     "DeadlineExceeded",
+    "InferencePool",
     "NotRunning",
     "ORJSONResponse",
     "Overloaded",
     "PerfMiddleware",
     "Plugin",
+    "RemoteLimit",
     "Settings",
     "UnserializableError",
+    "time_left",
 ]

@@ -9,6 +9,7 @@
     ├── UnserializableError (TypeError)     a response holds a value JSON cannot say
     ├── Overloaded (HTTPException)          refused at the door: 503 with Retry-After
     ├── DeadlineExceeded (HTTPException)    the deadline passed first: 504
+    ├── ClientLeft (HTTPException)          nobody waits for the answer any more: 499
     └── BodyRefused (HTTPException)         a request body that cannot be an array: 413, 415 or 422
 """
 
@@ -75,3 +76,14 @@ class BodyRefused(ASGIMLPerfError, HTTPException):  # noqa: N818 - the public na
         super().__init__(
             status_code, json.dumps({"detail": self.errors}), headers={"Content-Type": "application/json"}
         )
+
+
+class ClientLeft(ASGIMLPerfError, HTTPException):  # noqa: N818 - the public name, without the suffix
+    """Raised when the client of the request left while its model call waited or ran.
+
+    An ``HTTPException`` with status 499, which nobody reads; a handler need not catch it.
+    """
+
+    def __init__(self, detail: str) -> None:
+        """Say what was given up."""
+        super().__init__(499, detail)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from starlette.requests import ClientDisconnect
 
-from asgi_mlperf.hooks import Exchange
+from asgi_mlperf.hooks import Exchange, current_exchange
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -50,10 +50,11 @@ class PerfMiddleware:
         if endpoint is not None:
             await endpoint(scope, receive, send)
             return
-        exchange = scope[_SCOPE_KEY] = Exchange(scope, send, serving.clock(), serving.traffic)
+        exchange = scope[_SCOPE_KEY] = Exchange(scope, receive, send, serving.clock(), serving.traffic)
+        token = current_exchange.set(exchange)
         try:
             exchange.open(serving.hooks)
-            await self.app(scope, receive, exchange.send)
+            await self.app(scope, exchange.receive, exchange.send)
         except (asyncio.CancelledError, ClientDisconnect):
             exchange.client_left()
             raise
@@ -63,4 +64,6 @@ class PerfMiddleware:
         else:
             exchange.client_left()
         finally:
+            current_exchange.reset(token)
             exchange.end()
+            exchange.close()

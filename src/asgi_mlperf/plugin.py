@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, TypeVarTuple, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from starlette.concurrency import run_in_threadpool
-
+from asgi_mlperf.declared import (
+    Arguments,
+    Batched,
+    BatchedDecorator,
+    InferencePool,
+    Item,
+    Priority,
+    RemoteLimit,
+    Result,
+    Results,
+)
 from asgi_mlperf.exceptions import NotRunning
-from asgi_mlperf.inference.batching import is_coroutine_function, results_of
+from asgi_mlperf.inference.engine import DEFAULT_POOL, LimitBounds
+from asgi_mlperf.inference.gate import PRIORITIES, PoolSettings
 from asgi_mlperf.lifespans import Lifespan, no_lifespan, normalized, on_event_lifespan
 from asgi_mlperf.middleware import PerfMiddleware
-from asgi_mlperf.runtime import Publisher, Runtime, running
+from asgi_mlperf.runtime import Publisher, running
 from asgi_mlperf.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,22 +33,11 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from asgi_mlperf.hooks import Serving
+    from asgi_mlperf.inference.engine import Engine
 
 log = logging.getLogger("asgi_mlperf")
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-Result_co = TypeVar("Result_co", covariant=True)
-WarmUp = TypeVar("WarmUp", bound="Callable[[], Any]")
-Arguments = TypeVarTuple("Arguments")
-
-
-class Results(Protocol[Result_co]):
-    """What a batched function returns: a list, a tuple, an array or a tensor, one result per item."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Result_co: ...
-
+Function = TypeVar("Function", bound="Callable[..., Any]")
 
 _FIX = (
     "pass lifespan=plugin.lifespan (or plugin.wrap(your_lifespan)) to the app, or call plugin.install(app); "
@@ -67,6 +65,8 @@ class Plugin:
         self.settings = Settings() if settings is None else settings
         self._publisher = Publisher()
         self._warm_ups: list[Callable[[], Any]] = []
+        self._pools: dict[str, PoolSettings] = {DEFAULT_POOL: self.settings.pool}
+        self._default_pool = InferencePool(self._engine)
         self._warned = False
 
     def lifespan(self, app: Any) -> AbstractAsyncContextManager[Any]:
@@ -112,49 +112,98 @@ class Plugin:
         func: Callable[[*Arguments], Result],
         *args: *Arguments,
         timeout: float | None = None,  # noqa: ASYNC109 - a deadline that reaches the queue, not only the await
+        priority: Priority | None = None,
     ) -> Result:
         """Call ``func(*args)`` on one of the bounded inference threads and return its result.
 
         Context variables reach ``func``; its exception is raised here. ``timeout`` is seconds from now,
         queue included (default ``ASGI_MLPERF_POOL__TIMEOUT_MS`` once the app has started, before that
-        none); ``math.inf`` switches it off. Once it passes, ``DeadlineExceeded`` (504) is raised and work
-        still waiting is never started; work already running keeps its thread until it ends. Raises
-        ``Overloaded`` (503) when the queue is full or too long for the deadline, and ``NotRunning``
-        outside the lifespan.
+        none; ``math.inf`` switches it off); a nearer deadline of the request or of a call around this one
+        wins. Once it passes, ``DeadlineExceeded`` (504) is raised and work still waiting is never started;
+        work already running keeps its thread until it ends. The same when the client leaves:
+        ``ClientLeft``. Raises ``Overloaded`` (503) when the queue is full or too long for the deadline,
+        and ``NotRunning`` outside the lifespan. ``priority`` orders what waits (default: that of the
+        endpoint, see ``priority``, else normal); the lowest level is served too.
         """
-        runtime = self._runtime()
-        if runtime is None:
-            return await run_in_threadpool(func, *args)
-        result: Result = await runtime.pool.run(func, args, timeout)
-        return result
+        return await self._default_pool.run(func, *args, timeout=timeout, priority=priority)
+
+    def pool(
+        self, name: str, *, threads: int = 1, max_queue: int | None = None, timeout_ms: int | None = None
+    ) -> InferencePool:
+        """Declare inference threads of their own, for a model that must not share.
+
+        They have their own queue, limits and metric label ``pool=name``; what is not given is as in the
+        settings. Raises ``ValueError`` for a name that is taken.
+        """
+        if name in self._pools:
+            raise ValueError(f"there is a pool {name!r} already; declare each pool once")
+        given = {"threads": threads, "max_queue": max_queue, "timeout_ms": timeout_ms}
+        changed = {field: value for field, value in given.items() if value is not None}
+        self._pools[name] = PoolSettings(**{**self.settings.pool.model_dump(), **changed})
+        return InferencePool(self._engine, name)
+
+    def limit(self, name: str, *, initial: int = 8, least: int = 1, most: int = 256) -> RemoteLimit:
+        """Declare a concurrency limit that finds itself, for calls to ``name``, a remote model server.
+
+        ``async with limit():`` around each call; ``limit(timeout=…, priority=…)`` as in ``run``. It begins
+        at ``initial`` calls and stays between ``least`` and ``most``.
+        """
+        if not 1 <= least <= initial <= most:
+            raise ValueError("a limit needs 1 <= least <= initial <= most")
+        return RemoteLimit(self._engine, name, LimitBounds(initial=initial, least=least, most=most))
+
+    def priority(self, priority: Priority) -> Callable[[Function], Function]:
+        """Give an endpoint's model calls this priority by default; put it directly above the function."""
+        if priority not in PRIORITIES:
+            raise ValueError(f"priority is one of {', '.join(PRIORITIES)}, not {priority!r}")
+
+        def mark(endpoint: Function) -> Function:
+            endpoint.asgi_mlperf_priority = priority  # type: ignore[attr-defined] # functions take attributes
+            return endpoint
+
+        return mark
 
     @overload
     def batched(
-        self, func: Callable[[list[Item]], Results[Result]], *, max_size: int | None = None
+        self,
+        func: Callable[[list[Item]], Results[Result]],
+        *,
+        max_size: int | None = None,
+        pool: InferencePool | None = None,
     ) -> Batched[Item, Result]: ...
     @overload
     def batched(
-        self, func: Callable[[list[Item]], Awaitable[Results[Result]]], *, max_size: int | None = None
+        self,
+        func: Callable[[list[Item]], Awaitable[Results[Result]]],
+        *,
+        max_size: int | None = None,
+        pool: InferencePool | None = None,
     ) -> Batched[Item, Result]: ...
     @overload
-    def batched(self, *, max_size: int | None = None) -> _Decorator: ...
-    def batched(self, func: Any = None, *, max_size: int | None = None) -> Any:
+    def batched(
+        self, *, max_size: int | None = None, pool: InferencePool | None = None
+    ) -> BatchedDecorator: ...
+    def batched(
+        self, func: Any = None, *, max_size: int | None = None, pool: InferencePool | None = None
+    ) -> Any:
         """Turn a function of a list into one of a single item that is run in batches.
 
         The function takes a list of items and returns one result per item, in order: a list, a tuple, an
         array. While every inference thread is busy items gather; a free thread takes those that wait, at
         most ``max_size`` (default ``ASGI_MLPERF_BATCHING__MAX_SIZE``). Nothing waits for a timer. An
         exception returned in place of a result is raised to that item's caller alone; a raised one to
-        every caller of the batch. Several batches may run at once, in different threads.
+        every caller of the batch. Several batches may run at once, in different threads: those of
+        ``pool``, else the default ones.
         """
         size = self.settings.batching.max_size if max_size is None else max_size
         if size < 1:
             raise ValueError(f"max_size is the number of items in a batch, at least 1, not {size}")
-        if func is not None:
-            return Batched(self, func, size)
-        return _Decorator(self, size)
+        decorator = BatchedDecorator(
+            self._engine, max_size=size, pool=DEFAULT_POOL if pool is None else pool.name
+        )
+        return decorator if func is None else decorator(func)
 
-    def warmup(self, func: WarmUp) -> WarmUp:
+    def warmup(self, func: Function) -> Function:
         """Call ``func`` at start-up after the app's lifespan, before the heap is frozen and traffic comes.
 
         A plain function runs on an inference thread, a coroutine function on the event loop. A failure
@@ -171,86 +220,26 @@ class Plugin:
             log.warning("asgi-mlperf is installed, but its lifespan did not run: %s", _FIX)
         return serving
 
-    def _runtime(self) -> Runtime | None:
-        """Return the runtime of this event loop, None where a stock app is asked for."""
+    def _engine(self) -> Engine | None:
+        """Return what runs calls on this event loop, None where a stock app is asked for."""
         loop = _running_loop()
-        runtime = self._publisher.runtimes.get(loop)
-        if runtime is None and self.settings.enabled and loop is not None:
+        engine = self._publisher.engines.get(loop)
+        if engine is None and self.settings.enabled and loop is not None:
             raise NotRunning(f"asgi-mlperf's lifespan is not running: {_FIX}")
-        return runtime
+        return engine
 
     @asynccontextmanager
     async def _around(self, own: Lifespan, app: Any) -> AsyncIterator[Any]:
         loop = _running_loop()
         if loop is None:
-            log.warning(
-                "asgi-mlperf needs asyncio or uvloop; on this event loop the app runs as if without it"
-            )
-        if not self.settings.enabled or loop is None or loop in self._publisher.runtimes:
+            log.warning("asgi-mlperf needs asyncio or uvloop; on this event loop the app runs as if without it")
+        if not self.settings.enabled or loop is None or loop in self._publisher.engines:
             async with own(app) as state:
                 yield state
             return
-        async with running(self.settings, app, own, self._warm_ups, self._publisher) as state:
+        started = running(self.settings, self._pools, app, own, self._warm_ups, self._publisher)
+        async with started as state:
             yield state
-
-
-class Batched(Generic[Item, Result]):
-    """A batched function: ``await`` it with one item for that item's result.
-
-    ``timeout`` is as in ``Plugin.run``, for this item. The plain function is ``__wrapped__``.
-    """
-
-    __name__: str
-    __qualname__: str
-    __wrapped__: Callable[[list[Item]], Any]
-
-    def __init__(self, plugin: Plugin, func: Callable[[list[Item]], Any], max_size: int) -> None:
-        """Declare; nothing runs before the plugin's lifespan."""
-        self._plugin = plugin
-        self._func = func
-        self._is_coroutine_function = is_coroutine_function(func)
-        self.max_size = max_size
-        functools.update_wrapper(self, func)
-
-    async def __call__(
-        self,
-        item: Item,
-        *,
-        timeout: float | None = None,  # noqa: ASYNC109 - a deadline that reaches the queue, not only the await
-    ) -> Result:
-        """Return the result of ``item``, computed together with what else waits."""
-        runtime = self._plugin._runtime()  # noqa: SLF001 - the plugin's own other half
-        if runtime is None:
-            return await self._alone(item)
-        result: Result = await runtime.batcher(self._func, self.max_size).submit(item, timeout)
-        return result
-
-    async def _alone(self, item: Item) -> Result:
-        if self._is_coroutine_function:
-            results = await self._func([item])
-        else:
-            results = await run_in_threadpool(self._func, [item])
-        result: Any = results_of(results, 1, self._func)[0]
-        if isinstance(result, BaseException):
-            raise result
-        return result  # type: ignore[no-any-return] # results_of promises one result per item
-
-
-class _Decorator:
-    """``plugin.batched(...)`` before it knows its function; typed for plain and coroutine functions."""
-
-    def __init__(self, plugin: Plugin, max_size: int) -> None:
-        self._plugin = plugin
-        self._max_size = max_size
-
-    @overload
-    def __call__(self, func: Callable[[list[Item]], Results[Result]], /) -> Batched[Item, Result]: ...
-    @overload
-    def __call__(
-        self, func: Callable[[list[Item]], Awaitable[Results[Result]]], /
-    ) -> Batched[Item, Result]: ...
-    def __call__(self, func: Any, /) -> Any:
-        return Batched(self._plugin, func, self._max_size)
 
 
 def _running_loop() -> Any:

@@ -129,6 +129,9 @@ class Admission(Generic[Entry]):
         if service_s is not None:
             self.service_time.observe(service_s)
         self._measure_delay(now)
+        return self._next(now) if self.running < self._slots else Turn(None, [])
+
+    def _next(self, now: float) -> Turn[Entry]:
         refused: list[Entry] = []
         while (entry := self._take()) is not None:
             if now + self.service_time.likely <= entry.deadline:
@@ -136,6 +139,14 @@ class Admission(Generic[Entry]):
                 return Turn(entry, refused)
             refused.append(entry)
         return Turn(None, refused)
+
+    def resize(self, slots: int, now: float) -> list[Turn[Entry]]:
+        """Change the number of slots; say who gets those that are new. Fewer take effect as slots free."""
+        self._slots = slots
+        turns = []
+        while self.running < self._slots and len(self):
+            turns.append(self._next(now))
+        return turns
 
     def withdraw(self, entry: Entry) -> bool:
         """Forget an entry that waits; say whether it did."""

@@ -6,16 +6,19 @@ import asyncio
 import contextvars
 import inspect
 import math
+import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from asgi_mlperf.exceptions import BatchError, DeadlineExceeded, Overloaded
-from asgi_mlperf.inference.pool import name_of, settle
+from asgi_mlperf.inference.deadlines import clock, current_deadline
+from asgi_mlperf.inference.gate import level_of
+from asgi_mlperf.inference.waiting import Waiter, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from asgi_mlperf.hooks import Observer
     from asgi_mlperf.inference.executors import Outcome
@@ -30,63 +33,69 @@ class BatchingSettings(BaseModel):
     max_size: int = Field(default=32, ge=1, description="items that one batch may hold")
 
 
-class Waiter:
+class Item(Waiter):
     """One item, waited for by one caller."""
 
-    __slots__ = ("deadline", "future", "item", "queued_at")
+    __slots__ = ("value",)
 
-    def __init__(self, item: Any, *, queued_at: float, deadline: float) -> None:
-        self.item = item
-        self.queued_at = queued_at
-        self.deadline = deadline
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    def __init__(self, value: Any, *, name: str, queued_at: float, deadline: float) -> None:
+        """Wait for the result of ``value``."""
+        super().__init__(name, queued_at=queued_at, deadline=deadline)
+        self.value = value
 
 
 class Batch:
     """One place in the pool's queue; which items it runs is decided when its slot is there."""
 
-    def __init__(self, batcher: Batcher, queued_at: float) -> None:
+    def __init__(self, batcher: Batcher, *, queued_at: float, level: int) -> None:
+        """Ask for a place for ``batcher``'s function."""
+        self.name = batcher.name
         self.deadline = math.inf  # each item has its own
         self.queued_at = queued_at
-        self.level = 0
+        self.level = level
         self.context = batcher.context.copy()
+        self.thread: int | None = None
         self._batcher = batcher
-        self._waiters: list[Waiter] = []
+        self._items: list[Item] = []
 
     def begin(self, now: float) -> Callable[[], Any] | None:
         """Take the items that wait now."""
-        self._waiters = self._batcher.take(now)
-        if not self._waiters:
-            return None
-        self.queued_at = self._waiters[0].queued_at
-        items = [waiter.item for waiter in self._waiters]
-        func = self._batcher.func
-        return lambda: func(items)
+        self._items = self._batcher.take(now)
+        return self._job if self._items else None
+
+    def waited(self, now: float) -> Iterable[float]:
+        """Return the wait of each item."""
+        return [now - item.queued_at for item in self._items]
 
     def finish(self, outcome: Outcome) -> None:
         """Give each caller its own result or its own error."""
         if outcome.error is not None:
-            self._fail(outcome.error)
+            self._settle_all(outcome.error)
             return
         try:
-            results = results_of(outcome.result, len(self._waiters), self._batcher.func)
+            results = results_of(outcome.result, len(self._items), self._batcher.func)
         except BatchError as error:
-            self._fail(error)
+            self._settle_all(error)
             return
-        for waiter, result in zip(self._waiters, results, strict=True):
+        for item, result in zip(self._items, results, strict=True):
             if isinstance(result, BaseException):
-                settle(waiter.future, None, result)
+                item.settle(None, result)
             else:
-                settle(waiter.future, result, None)
+                item.settle(result, None)
 
     def fail(self, error: Exception) -> None:
         """Give the error to every caller, also to those who waited for the next batch."""
-        self._fail(error)
+        self._settle_all(error)
         self._batcher.fail_waiting(error)
 
-    def _fail(self, error: BaseException) -> None:
-        for waiter in self._waiters:
-            settle(waiter.future, None, error)
+    def _job(self) -> Any:
+        self.thread = threading.get_ident()
+        current_deadline.set(max(item.deadline for item in self._items))
+        return self._batcher.func([item.value for item in self._items])
+
+    def _settle_all(self, error: BaseException) -> None:
+        for item in self._items:
+            item.settle(None, error)
 
 
 class Batcher:
@@ -96,48 +105,40 @@ class Batcher:
     others; batches of one function may run in several slots at once.
     """
 
-    def __init__(
-        self, func: Callable[[list[Any]], Any], *, max_size: int, pool: Pool, sizes: Observer
-    ) -> None:
+    def __init__(self, func: Callable[[list[Any]], Any], *, max_size: int, pool: Pool, sizes: Observer) -> None:
         """``sizes`` observes the size of each batch."""
         self.func = func
+        self.name = name_of(func)
         self.context = contextvars.copy_context()
         self._max_size = max_size
         self._pool = pool
         self._sizes = sizes
-        self._waiting: OrderedDict[int, Waiter] = OrderedDict()
+        self._waiting: OrderedDict[int, Item] = OrderedDict()
         self._place: Batch | None = None
 
-    async def submit(self, item: Any, timeout_s: float | None) -> Any:
+    async def submit(self, value: Any, timeout_s: float | None) -> Any:
         """Wait for the result of one item."""
-        now = self._pool.clock()
-        patience = self._pool.patience_s(timeout_s)
-        self._pool.refuse_if_late(len(self._waiting), now + patience)
-        waiter = Waiter(item, queued_at=now, deadline=now + patience)
-        self._waiting[id(waiter)] = waiter
-        timer = None
-        if patience != math.inf:
-            timer = asyncio.get_running_loop().call_later(patience, self._expire, waiter)
+        now = clock()
+        deadline = self._pool.deadline(now, timeout_s, self.name)
+        self._pool.refuse_beyond_queue(len(self._waiting))
+        item = Item(value, name=self.name, queued_at=now, deadline=deadline)
+        self._waiting[id(item)] = item
+        self._ask_for_slot(now)
         try:
-            self._ask_for_slot(now)
-            return await waiter.future
+            return await self._pool.result(item)
         finally:
-            if timer is not None:
-                timer.cancel()
-            self._waiting.pop(id(waiter), None)
+            self._waiting.pop(id(item), None)
 
-    def take(self, now: float) -> list[Waiter]:
+    def take(self, now: float) -> list[Item]:
         """Form a batch from the oldest items that somebody still waits for."""
         self._place = None
-        taken: list[Waiter] = []
+        taken: list[Item] = []
         while self._waiting and len(taken) < self._max_size:
-            _, waiter = self._waiting.popitem(last=False)
-            if waiter.future.done():
-                continue
-            if waiter.deadline <= now:
-                self._expire(waiter)
-                continue
-            taken.append(waiter)
+            _, item = self._waiting.popitem(last=False)
+            if item.deadline <= now:
+                item.settle(None, DeadlineExceeded(f"{self.name} was not begun before the item's deadline"))
+            if not item.future.done():
+                taken.append(item)
         if taken:
             self._sizes.observe(len(taken))
         if self._waiting:
@@ -148,12 +149,12 @@ class Batcher:
         """Give every waiting item the same error: there will be no slot."""
         self._place = None
         while self._waiting:
-            _, waiter = self._waiting.popitem(last=False)
-            settle(waiter.future, None, error)
+            _, item = self._waiting.popitem(last=False)
+            item.settle(None, error)
 
     def _ask_for_slot(self, now: float) -> None:
         if self._place is None:
-            self._place = Batch(self, now)
+            self._place = Batch(self, queued_at=now, level=level_of(None))
             # A step later, so that items that arrive together share a batch.
             asyncio.get_running_loop().call_soon(self._submit, self._place)
 
@@ -162,13 +163,6 @@ class Batcher:
             self._pool.submit(place, bounded=False)
         except Overloaded as error:
             place.fail(error)
-
-    def _expire(self, waiter: Waiter) -> None:
-        settle(
-            waiter.future,
-            None,
-            DeadlineExceeded(f"{name_of(self.func)} did not finish before the deadline of this item"),
-        )
 
 
 def results_of(results: Any, count: int, func: Callable[..., Any]) -> Sequence[Any]:

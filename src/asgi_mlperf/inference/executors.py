@@ -14,6 +14,7 @@ import anyio.to_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
     from contextvars import Context
 
 
@@ -31,6 +32,9 @@ class Executor(Protocol):
     job, on the event loop, whatever became of those who wait for it: who counts ``start`` and ``done``
     knows how many jobs run.
     """
+
+    def lifespan(self) -> AbstractAsyncContextManager[None]:
+        """Be able to run jobs inside this block."""
 
     def start(self, job: Callable[[], Any], context: Context, done: Callable[[Outcome], None]) -> None:
         """Run ``job`` with ``context``; call ``done`` with what became of it."""

@@ -98,6 +98,19 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self._running = Gauge(
+            "asgi_mlperf_inference_running",
+            "Model calls and batches that run, their callers waiting or not.",
+            ("pool",),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._abandoned = Counter(
+            "asgi_mlperf_inference_abandoned",
+            "Model calls whose caller stopped waiting, by reason.",
+            ("pool", "reason"),
+            registry=registry,
+        )
         self._refused = Counter(
             "asgi_mlperf_refused",
             "Model calls refused, by reason.",
@@ -121,12 +134,14 @@ class Metrics:
 
     def pool(self, name: str) -> PoolObservers:
         """Return where the measurements of the pool ``name`` go."""
-        queue_length, refused = self._queue_length.labels(name), self._refused
-        queue_length.set(0)
+        queue_length, running = self._queue_length.labels(name), self._running.labels(name)
+        refused, abandoned = self._refused, self._abandoned
         return PoolObservers(
             wait=self._queue.labels(name),
             run=self._run.labels(name),
             queue_length=queue_length.set,
+            running=running.set,
+            abandoned=lambda reason: abandoned.labels(name, reason).inc(),
             refused=lambda reason: refused.labels(name, reason).inc(),
         )
 

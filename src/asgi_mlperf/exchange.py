@@ -1,0 +1,240 @@
+"""One request and its response: what hooks see of it, and how anybody learns that its client left."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
+log = logging.getLogger("asgi_mlperf")
+
+CLIENT_LEFT = 499
+"""The status, as nginx has it, of a request whose client left before the response was complete."""
+
+_READ_AHEAD_BYTES = 1 << 20
+
+
+class Traffic:
+    """How many requests are in flight, kept by the middleware and read by whoever needs it."""
+
+    __slots__ = ("in_flight",)
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.in_flight = 0
+
+
+class Exchange:
+    """One HTTP request and its response, from the first look to the final body message.
+
+    ``status`` is the status sent, or what the client will see when nothing was sent: 500 after an
+    exception, 499 after the client left. ``root_path`` is the one the app was called with; mounts on the
+    way change the one in the scope.
+    """
+
+    __slots__ = (
+        "_ahead",
+        "_closers",
+        "_reading",
+        "_receive",
+        "_send",
+        "_traffic",
+        "_trailers",
+        "ended",
+        "root_path",
+        "scope",
+        "started_at",
+        "status",
+    )
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, started_at: float, traffic: Traffic
+    ) -> None:
+        """Begin at ``started_at`` (seconds on the runtime's clock), as one more request in flight."""
+        self.scope = scope
+        self.root_path: str = scope.get("root_path", "")
+        self.started_at = started_at
+        self.status = 0
+        self.ended = False
+        self._receive = receive
+        self._send = send
+        self._trailers = False
+        self._traffic = traffic
+        self._closers: list[Closer] = []
+        self._reading = 0
+        self._ahead: _ReadAhead | None = None
+        traffic.in_flight += 1
+
+    def open(self, hooks: tuple[RequestHook, ...]) -> None:
+        """Open every hook; what was opened is closed even if a later hook raises."""
+        for hook in hooks:
+            self._closers.append(hook(self))
+
+    def end(self) -> None:
+        """Leave the traffic and close the hooks in reverse. Only the first call counts."""
+        if not self.ended:
+            self.ended = True
+            self._traffic.in_flight -= 1
+            for closer in reversed(self._closers):
+                closer(self)
+
+    def client_left(self) -> None:
+        """Note that the response will not be completed, unless it was: the rest is nobody's to read."""
+        if not self.ended:
+            self.status = CLIENT_LEFT
+            self.end()
+
+    def on_departure(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call ``callback`` once the client has left; return what to call when that is of no more interest.
+
+        The server says so in the stream of request messages. While somebody wants to know, that stream is
+        read ahead of the app, at most 1 MiB, and the app gets every message as if nobody had.
+        """
+        if self._ahead is None:
+            self._ahead = _ReadAhead(self._receive, app_is_reading=self._reading > 0)
+        return self._ahead.listen(callback)
+
+    def close(self) -> None:
+        """Let go of the server's side: nothing is read for this request any more."""
+        if self._ahead is not None:
+            self._ahead.close()
+
+    async def receive(self) -> Message:
+        """Forward the server's next message unchanged."""
+        if self._ahead is not None:
+            return await self._ahead.receive()
+        self._reading += 1
+        message: Message | None = None
+        try:
+            message = await self._receive()
+        finally:
+            self._reading -= 1
+            if self._ahead is not None:
+                self._ahead.app_has_read(message)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Forward a message unchanged, noting the status and the end of the response."""
+        try:
+            await self._send(message)
+        except OSError:  # how ASGI servers say that the client left
+            self.client_left()
+            raise
+        kind = message["type"]
+        if kind == "http.response.body":
+            if not message.get("more_body", False) and not self._trailers:
+                self.end()
+        elif kind == "http.response.start":
+            self.status = message["status"]
+            self._trailers = message.get("trailers", False)
+        elif kind == "http.response.pathsend" or (
+            kind == "http.response.trailers" and not message.get("more_trailers", False)
+        ):
+            self.end()
+
+
+Closer = Callable[[Exchange], None]
+"""Called once when the exchange ends."""
+
+RequestHook = Callable[[Exchange], Closer]
+"""Called when a request begins, on the event loop; returns what to call when it ends.
+
+Both are plain functions: no hook can add an await to a request.
+"""
+
+current_exchange: ContextVar[Exchange | None] = ContextVar("current_exchange", default=None)
+"""The exchange that the running code serves; it may have ended, in background tasks."""
+
+
+class _ReadAhead:
+    """Reads a request's messages before the app asks, to see the client leave; keeps them for the app.
+
+    At any time at most one party awaits the server's ``receive``: servers differ in whom they would tell.
+    """
+
+    def __init__(self, receive: Receive, *, app_is_reading: bool) -> None:
+        self._receive = receive
+        self._app_is_reading = app_is_reading
+        self._kept: deque[Message] = deque()
+        self._kept_bytes = 0
+        self._gone: Message | None = None
+        self._listeners: dict[object, Callable[[], None]] = {}
+        self._arrived = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+
+    def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
+        key = object()
+        self._listeners[key] = callback
+        if self._gone is not None:
+            callback()
+        self._continue()
+        return lambda: self._forget(key)
+
+    def close(self) -> None:
+        self._listeners.clear()
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def app_has_read(self, message: Message | None) -> None:
+        """Take what the app's own call gave it, None when it was cancelled."""
+        self._app_is_reading = False
+        if message is not None:
+            self._note(message)
+        self._arrived.set()
+        self._continue()
+
+    async def receive(self) -> Message:
+        while not self._kept:
+            if self._gone is not None:
+                return self._gone
+            if self._reader is None and not self._app_is_reading:
+                return await self._read_for_app()
+            self._arrived.clear()
+            await self._arrived.wait()
+        message = self._kept.popleft()
+        self._kept_bytes -= len(message.get("body", b""))
+        return message
+
+    async def _read_for_app(self) -> Message:
+        self._app_is_reading = True
+        message: Message | None = None
+        try:
+            message = await self._receive()
+        finally:
+            self.app_has_read(message)
+        return message
+
+    def _continue(self) -> None:
+        wanted = self._listeners and self._gone is None and self._kept_bytes < _READ_AHEAD_BYTES
+        if wanted and self._reader is None and not self._app_is_reading:
+            self._reader = asyncio.get_running_loop().create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            while self._gone is None and self._kept_bytes < _READ_AHEAD_BYTES:
+                message = await self._receive()
+                self._note(message)
+                if self._gone is None:
+                    self._kept.append(message)
+                    self._kept_bytes += len(message.get("body", b""))
+                self._arrived.set()
+        except Exception as error:  # noqa: BLE001 - the app's own next call meets it
+            log.debug("the server's receive failed while reading ahead: %r", error)
+        finally:
+            self._reader = None
+            self._arrived.set()
+
+    def _note(self, message: Message) -> None:
+        if message["type"] == "http.disconnect":
+            self._gone = message
+            for callback in list(self._listeners.values()):
+                callback()
+
+    def _forget(self, key: object) -> None:
+        self._listeners.pop(key, None)

@@ -1,0 +1,194 @@
+"""Slots with a queue before them: what an inference pool and a limit on remote calls have in common."""
+
+from __future__ import annotations
+
+import abc
+import logging
+import math
+import random
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from asgi_mlperf.exceptions import DeadlineExceeded, Overloaded
+from asgi_mlperf.hooks import current_exchange
+from asgi_mlperf.inference.admission import Admission, Refusal, Turn, Waiting
+from asgi_mlperf.inference.deadlines import clock, current_deadline, deadline_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from asgi_mlperf.hooks import PoolObservers
+    from asgi_mlperf.inference.waiting import Waiter
+
+log = logging.getLogger("asgi_mlperf")
+
+PRIORITIES = ("high", "normal", "low")
+"""What a call may ask for, most urgent first; the lowest gets its share too."""
+
+_LOG_EVERY_S = 1.0
+_REFUSALS = {
+    "queue_full": "overloaded: the queue is full",
+    "too_late": "overloaded: the queue is too long for the deadline",
+    "shutting_down": "shutting down",
+}
+
+
+class PoolSettings(BaseModel):
+    """The inference threads and who may wait for them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threads: int | None = Field(
+        default=None, ge=1, description="inference threads; default: the worker's CPU budget"
+    )
+    max_queue: int = Field(
+        default=1_024, ge=0, description="calls, or items of one batched function, that may wait"
+    )
+    timeout_ms: int = Field(
+        default=60_000,
+        ge=1,
+        description="deadline of a call, queue and run together, once the app has started",
+    )
+    deadline_header: str = Field(
+        default="x-request-timeout-ms",
+        min_length=1,
+        description="request header that states a nearer deadline, in milliseconds",
+    )
+    stuck_ms: int = Field(
+        default=60_000,
+        ge=1,
+        description="run time of every call of a pool at once that turns readiness off",
+    )
+
+
+class Refusable(Waiting, Protocol):
+    """What waits at a gate and can be told that it will not get through."""
+
+    def fail(self, error: Exception) -> None:
+        """Take that it will not be run, or not be waited for."""
+
+
+Work = TypeVar("Work", bound=Refusable)
+
+
+class Gate(abc.ABC, Generic[Work]):
+    """Lets at most ``slots`` through at a time; others wait in a bounded queue or are refused."""
+
+    def __init__(self, settings: PoolSettings, *, name: str, slots: int, observers: PoolObservers) -> None:
+        """Begin open, with every slot free."""
+        self.name = name
+        self.observers = observers
+        self.default_timeout_s = math.inf
+        self.closed = False
+        self._timeout_s = settings.timeout_ms / 1000
+        self._max_queue = settings.max_queue
+        self._header = settings.deadline_header.lower().encode()
+        self._admission: Admission[Work] = Admission(slots=slots, max_queue=settings.max_queue)
+        self._unlogged = 0
+        self._logged_at = -math.inf
+
+    @abc.abstractmethod
+    def _start(self, work: Work) -> None:
+        """Begin ``work``, which has got a slot; call ``_release`` when it has really ended."""
+
+    def serve(self) -> None:
+        """From now on, give calls without a timeout of their own the default one."""
+        self.default_timeout_s = self._timeout_s
+
+    def submit(self, work: Work, *, bounded: bool = True) -> None:
+        """Start ``work`` if a slot is free, else let it wait; raise ``Overloaded`` if it may not.
+
+        ``bounded=False`` is for work whose owner bounds what stands behind it: it is never refused.
+        """
+        if self.closed:
+            raise self.refusal("shutting_down")
+        try:
+            at_once = self._admission.offer(work, clock(), bounded=bounded)
+        except Refusal as refusal:
+            raise self.refusal(refusal.reason) from None
+        if at_once:
+            self._start(work)
+        else:
+            self.observers.queue_length(len(self._admission))
+
+    @contextmanager
+    def waiting(self, work: Work) -> Iterator[None]:
+        """Take ``work`` out of the queue at the end of this block, if it still waits there."""
+        try:
+            yield
+        finally:
+            if self._admission.withdraw(work):
+                self.observers.queue_length(len(self._admission))
+
+    async def result(self, waiter: Waiter) -> Any:
+        """Wait for one result; what is given up is counted."""
+        try:
+            return await waiter.wait()
+        finally:
+            if waiter.reason:
+                self.observers.abandoned(waiter.reason)
+
+    def deadline(self, now: float, timeout_s: float | None, what: str) -> float:
+        """Return a call's deadline: the nearest of its own, the request's and the one it is made under."""
+        if timeout_s is None:
+            timeout_s = self.default_timeout_s
+        elif not timeout_s >= 0:
+            raise ValueError(f"timeout is seconds from now, 0 or more, not {timeout_s!r}")
+        stated = deadline_of(current_exchange.get(), self._header)
+        deadline = min(now + timeout_s, stated, current_deadline.get())
+        if deadline <= now:
+            self.observers.abandoned("deadline")
+            raise DeadlineExceeded(f"the deadline of {what} had passed before it was called")
+        return deadline
+
+    def refuse_beyond_queue(self, waiting: int) -> None:
+        """Raise ``Overloaded`` for one more behind ``waiting`` others that the caller keeps itself."""
+        if self.closed:
+            raise self.refusal("shutting_down")
+        if waiting >= self._max_queue:
+            raise self.refusal("queue_full")
+
+    def refusal(self, reason: str) -> Overloaded:
+        """Count a refusal and return its error; the log has one line a second at the most."""
+        self.observers.refused(reason)
+        self._unlogged += 1
+        now = clock()
+        if now - self._logged_at >= _LOG_EVERY_S:
+            log.warning("%s refused %d calls: %s", self.name, self._unlogged, _REFUSALS[reason])
+            self._logged_at, self._unlogged = now, 0
+        seconds = self._admission.retry_after_s() * random.uniform(1.0, 1.5)  # noqa: S311 - spreads retries
+        return Overloaded(_REFUSALS[reason], retry_after_s=math.ceil(seconds))
+
+    def close(self) -> None:
+        """Refuse everything from now on, what waits included."""
+        if self.closed:
+            return
+        self.closed = True
+        for work in self._admission.clear():
+            work.fail(self.refusal("shutting_down"))
+        self.observers.queue_length(0)
+
+    def _release(self, seconds: float | None) -> None:
+        """Take a slot back, after ``seconds`` of work if any was done, and give it on."""
+        self._pass_on(self._admission.release(clock(), seconds))
+
+    def _pass_on(self, turn: Turn[Work]) -> None:
+        for work in turn.refused:
+            work.fail(self.refusal("too_late"))
+        if turn.next is not None or turn.refused:
+            self.observers.queue_length(len(self._admission))
+        if turn.next is not None:
+            self._start(turn.next)
+
+
+def level_of(priority: str | None) -> int:
+    """Return the level of a priority: its own, else that of the endpoint, else normal."""
+    if priority is None:
+        exchange = current_exchange.get()
+        endpoint = None if exchange is None else exchange.scope.get("endpoint")
+        priority = getattr(endpoint, "asgi_mlperf_priority", "normal")
+    if priority not in PRIORITIES:
+        raise ValueError(f"priority is one of {', '.join(PRIORITIES)}, not {priority!r}")
+    return PRIORITIES.index(priority)

@@ -1,0 +1,86 @@
+"""A caller's wait for a result: ended by the result, the deadline, or the client's leaving."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any
+
+from asgi_mlperf.exceptions import ClientLeft, DeadlineExceeded
+from asgi_mlperf.hooks import current_exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_WATCH_AFTER_S = 0.005
+
+
+class Waiter:
+    """One caller and its future; ``name`` is what it waits for, ``deadline`` is on the pool's clock."""
+
+    __slots__ = ("deadline", "future", "name", "queued_at", "reason")
+
+    def __init__(self, name: str, *, queued_at: float, deadline: float) -> None:
+        """Begin to wait at ``queued_at``."""
+        self.name = name
+        self.queued_at = queued_at
+        self.deadline = deadline
+        self.reason = ""
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> Any:
+        """Return the result or raise the error; afterwards ``reason`` says why it was given up, if it was.
+
+        A client that leaves is noticed from 5 ms on, so that a short call pays nothing for it.
+        """
+        loop = asyncio.get_running_loop()
+        watch: list[Callable[[], None]] = []
+        departure = loop.call_later(_WATCH_AFTER_S, self._watch, watch)
+        expiry = None
+        if self.deadline != math.inf:
+            expiry = loop.call_later(self.deadline - self.queued_at, self._expire)
+        try:
+            return await self.future
+        except asyncio.CancelledError:
+            self.reason = "cancelled"
+            raise
+        finally:
+            departure.cancel()
+            if expiry is not None:
+                expiry.cancel()
+            for stop in watch:
+                stop()
+
+    def settle(self, result: Any, error: BaseException | None) -> None:
+        """End the wait, unless it has ended already."""
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(result)
+        elif isinstance(error, StopIteration):
+            wrapped = RuntimeError(f"{self.name} raised StopIteration")
+            wrapped.__cause__ = error
+            self.future.set_exception(wrapped)
+        else:
+            self.future.set_exception(error)
+
+    def _expire(self) -> None:
+        self._give_up("deadline", DeadlineExceeded(f"{self.name} did not finish before its deadline"))
+
+    def _leave(self) -> None:
+        self._give_up("client_left", ClientLeft(f"the client left while {self.name} waited or ran"))
+
+    def _give_up(self, reason: str, error: Exception) -> None:
+        if not self.future.done():
+            self.reason = reason
+            self.future.set_exception(error)
+
+    def _watch(self, watch: list[Callable[[], None]]) -> None:
+        exchange = current_exchange.get()
+        if exchange is not None and not exchange.ended:
+            watch.append(exchange.on_departure(self._leave))
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """Name a function for a message, whatever kind of callable it is."""
+    return getattr(func, "__qualname__", None) or type(func).__qualname__

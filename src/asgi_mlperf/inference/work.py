@@ -1,0 +1,94 @@
+"""What occupies a slot: a single call here, a batch in ``batching``."""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+from asgi_mlperf.inference.deadlines import current_deadline
+from asgi_mlperf.inference.waiting import Waiter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from asgi_mlperf.inference.executors import Outcome
+
+
+class Work(Protocol):
+    """Something that needs a slot; ``begin`` decides at the last moment what is run in it.
+
+    ``thread`` is the thread that runs it, as soon as one does.
+    """
+
+    name: str
+    deadline: float
+    queued_at: float
+    level: int
+    context: contextvars.Context
+    thread: int | None
+
+    def begin(self, now: float) -> Callable[[], Any] | None:
+        """Return the job, or None when nothing is left to do."""
+
+    def waited(self, now: float) -> Iterable[float]:
+        """Return the seconds that each caller waited, once begun."""
+
+    def finish(self, outcome: Outcome) -> None:
+        """Take what became of the job."""
+
+    def fail(self, error: Exception) -> None:
+        """Take that it will not be run, or not be waited for."""
+
+
+class Call(Waiter):
+    """One call of ``Pool.run``, waited for by one caller."""
+
+    __slots__ = ("_args", "_func", "context", "level", "thread")
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        *,
+        name: str,
+        queued_at: float,
+        deadline: float,
+        level: int,
+    ) -> None:
+        """Take the caller's context variables along."""
+        super().__init__(name, queued_at=queued_at, deadline=deadline)
+        self._func = func
+        self._args = args
+        self.level = level
+        self.context = contextvars.copy_context()
+        self.thread: int | None = None
+
+    def begin(self, now: float) -> Callable[[], Any] | None:  # noqa: ARG002 - part of Work
+        """Run the call, unless nobody waits for it any more."""
+        return None if self.future.done() else self._job
+
+    def waited(self, now: float) -> Iterable[float]:
+        """Return the one caller's wait."""
+        return (now - self.queued_at,)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Hand the outcome to the caller."""
+        self.settle(outcome.result, outcome.error)
+
+    def fail(self, error: Exception) -> None:
+        """Raise ``error`` to the caller."""
+        self.settle(None, error)
+
+    def _job(self) -> Any:
+        self.thread = threading.get_ident()
+        current_deadline.set(self.deadline)
+        result = self._func(*self._args)
+        if inspect.iscoroutine(result):
+            result.close()
+            raise TypeError(
+                f"plugin.run calls plain functions in a thread, and {self.name} is a coroutine function: "
+                f"await it directly"
+            )
+        return result
