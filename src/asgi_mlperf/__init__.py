@@ -15,8 +15,8 @@ from asgi_mlperf.exceptions import (
     Overloaded,
     UnserializableError,
 )
-from asgi_mlperf.middleware import PerfMiddleware
 from asgi_mlperf.inference.deadlines import time_left
+from asgi_mlperf.middleware import PerfMiddleware
 from asgi_mlperf.plugin import Plugin
 from asgi_mlperf.settings import Settings
 from asgi_mlperf.wire.responses import ORJSONResponse

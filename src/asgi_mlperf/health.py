@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from starlette.types import Receive, Scope, Send
 
@@ -34,11 +34,21 @@ class Readiness:
     def __init__(self) -> None:
         """Begin with the start still to come."""
         self._reasons = {"starting"}
+        self._checks: list[Callable[[], list[str]]] = []
 
     @property
     def reasons(self) -> list[str]:
         """The reasons not to be ready, sorted."""
-        return sorted(self._reasons)
+        return sorted({*self._reasons, *(reason for check in self._checks for reason in check())})
+
+    @contextmanager
+    def checking(self, check: Callable[[], list[str]]) -> Iterator[None]:
+        """Ask ``check`` for further reasons inside this block."""
+        self._checks.append(check)
+        try:
+            yield
+        finally:
+            self._checks.remove(check)
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -65,8 +75,8 @@ class Readiness:
 
 
 @contextmanager
-def draining_on_signals(readiness: Readiness) -> Iterator[None]:
-    """Turn readiness off when SIGTERM or SIGINT arrives; the server's own handlers go on as before.
+def draining_on_signals(readiness: Readiness, drain: Callable[[], None]) -> Iterator[None]:
+    """Turn readiness off and call ``drain`` when SIGTERM or SIGINT arrives; the server's handlers go on.
 
     A server stops accepting first and ends the lifespan last, so the lifespan's end is too late to tell
     a load balancer. Only in the main thread, where Python delivers signals.
@@ -74,7 +84,7 @@ def draining_on_signals(readiness: Readiness) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    undo = [_chain(number, readiness) for number in (signal.SIGTERM, signal.SIGINT)]
+    undo = [_chain(number, readiness, drain) for number in (signal.SIGTERM, signal.SIGINT)]
     try:
         yield
     finally:
@@ -82,13 +92,14 @@ def draining_on_signals(readiness: Readiness) -> Iterator[None]:
             put_back()
 
 
-def _chain(number: signal.Signals, readiness: Readiness) -> Any:
+def _chain(number: signal.Signals, readiness: Readiness, drain: Callable[[], None]) -> Any:
     found = signal.getsignal(number)
     if not callable(found):
         return lambda: None  # the default action ends the process, or the handler is not Python's
 
     def handle(received: int, frame: Any) -> None:
         readiness.drain()
+        drain()
         found(received, frame)
 
     signal.signal(number, handle)

@@ -39,7 +39,8 @@ class Observer(Protocol):
 @dataclass(frozen=True, slots=True)
 class PoolObservers:
     """Where a pool's measurements go: seconds waited and run, calls waiting and running, and calls
-    refused or abandoned, by reason."""
+    refused or abandoned, by reason.
+    """
 
     wait: Observer
     run: Observer

@@ -232,7 +232,9 @@ class Plugin:
     async def _around(self, own: Lifespan, app: Any) -> AsyncIterator[Any]:
         loop = _running_loop()
         if loop is None:
-            log.warning("asgi-mlperf needs asyncio or uvloop; on this event loop the app runs as if without it")
+            log.warning(
+                "asgi-mlperf needs asyncio or uvloop; on this event loop the app runs as if without it"
+            )
         if not self.settings.enabled or loop is None or loop in self._publisher.engines:
             async with own(app) as state:
                 yield state

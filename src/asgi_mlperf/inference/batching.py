@@ -105,7 +105,9 @@ class Batcher:
     others; batches of one function may run in several slots at once.
     """
 
-    def __init__(self, func: Callable[[list[Any]], Any], *, max_size: int, pool: Pool, sizes: Observer) -> None:
+    def __init__(
+        self, func: Callable[[list[Any]], Any], *, max_size: int, pool: Pool, sizes: Observer
+    ) -> None:
         """``sizes`` observes the size of each batch."""
         self.func = func
         self.name = name_of(func)

@@ -1,0 +1,52 @@
+"""The composition root: starts every feature in the one right order, and undoes it in reverse."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from asgi_mlperf.health import Readiness
+from asgi_mlperf.runtime.calls import inference, warmed_up
+from asgi_mlperf.runtime.garbage import garbage
+from asgi_mlperf.runtime.process import Publisher, process_of
+from asgi_mlperf.runtime.serving import endpoints_of, published, served, telemetry
+from asgi_mlperf.runtime.threads import caps_hooks, native_threads, self_checked
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from asgi_mlperf.inference.gate import PoolSettings
+    from asgi_mlperf.settings import Settings
+
+__all__ = ["Publisher", "running"]
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings,
+    pools: Mapping[str, PoolSettings],
+    app: Any,
+    own_lifespan: Callable[[Any], AbstractAsyncContextManager[Any]],
+    warm_ups: Sequence[Callable[[], Any]],
+    publisher: Publisher,
+) -> AsyncIterator[Any]:
+    """Start everything around the app's own lifespan and yield what that yields.
+
+    A failure on the way in undoes what came before it, and on the way out no step is skipped.
+    """
+    process, readiness = process_of(settings), Readiness()
+    async with (
+        telemetry(process, app) as metrics,
+        native_threads(process) as caps,
+        inference(process, pools, caps, metrics) as engine,
+        published(process, publisher, engine, endpoints_of(settings, app, readiness, metrics)) as endpoints,
+        own_lifespan(app) as state,
+        warmed_up(engine, caps, warm_ups),
+        self_checked(process, caps, metrics),
+        garbage(process) as garbage_hooks,
+        served(
+            process, publisher, engine, metrics, readiness, endpoints, (*caps_hooks(caps), *garbage_hooks)
+        ),
+    ):
+        yield state

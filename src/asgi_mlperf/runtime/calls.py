@@ -1,0 +1,54 @@
+"""Model calls: the engine that runs them, and the warm-up that makes the first one as fast as the rest."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from asgi_mlperf.inference.engine import Engine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from asgi_mlperf.host.threads import NativeThreadCaps
+    from asgi_mlperf.inference.gate import PoolSettings
+    from asgi_mlperf.runtime.process import Process
+    from asgi_mlperf.telemetry.metrics import Metrics
+
+
+@asynccontextmanager
+async def inference(
+    process: Process, pools: Mapping[str, PoolSettings], caps: NativeThreadCaps | None, metrics: Metrics
+) -> AsyncIterator[Engine]:
+    """Run model calls inside this block."""
+    engine = Engine(
+        pools=pools,
+        threads=process.inference_threads,
+        around_job=caps.run if caps else _call,
+        observers=metrics.pool,
+        batch_sizes=metrics.batch_size.labels,
+    )
+    async with engine.lifespan():
+        yield engine
+
+
+@asynccontextmanager
+async def warmed_up(
+    engine: Engine, caps: NativeThreadCaps | None, warm_ups: Sequence[Callable[[], Any]]
+) -> AsyncIterator[None]:
+    """Run the app's warm-ups, on the event loop or in inference threads; deadlines begin afterwards."""
+    if caps:
+        caps.refresh()  # the app's lifespan may have been the first to import torch
+        caps.begin_on_loop()
+    for warm_up in warm_ups:
+        if inspect.iscoroutinefunction(warm_up):
+            await warm_up()
+        else:
+            await engine.pool().run(warm_up, ())
+    engine.serve()
+    yield
+
+
+def _call(job: Callable[[], Any]) -> Any:
+    return job()

@@ -1,0 +1,123 @@
+"""What the middleware works with: hooks and endpoints, while the app starts and while it serves."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from asgi_mlperf.health import Readiness, draining_on_signals
+from asgi_mlperf.hooks import Serving
+from asgi_mlperf.runtime.process import no_closer
+from asgi_mlperf.telemetry.exposition import Exposition
+from asgi_mlperf.telemetry.loop_lag import LoopLag
+from asgi_mlperf.telemetry.metrics import Metrics
+from asgi_mlperf.wire.responses import JSONSettings, json_settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractContextManager
+
+    from starlette.types import ASGIApp
+
+    from asgi_mlperf.hooks import Closer, Exchange, RequestHook
+    from asgi_mlperf.inference.engine import Engine
+    from asgi_mlperf.runtime.process import Process, Publisher
+    from asgi_mlperf.settings import Settings
+
+log = logging.getLogger("asgi_mlperf")
+
+
+@asynccontextmanager
+async def telemetry(process: Process, app: Any) -> AsyncIterator[Metrics]:
+    """Measure inside this block."""
+    metrics = Metrics(process.settings.metrics, clock=process.clock, app=app)
+    with process.pauses.watching():
+        yield metrics
+
+
+def endpoints_of(settings: Settings, app: Any, readiness: Readiness, metrics: Metrics) -> dict[str, ASGIApp]:
+    """Return the paths that the plugin answers itself, without those that the app has itself."""
+    endpoints: dict[str, ASGIApp] = {
+        settings.health.live_path: readiness.live,
+        settings.health.ready_path: readiness.ready,
+    }
+    if settings.metrics.enabled:
+        endpoints[settings.metrics.path] = Exposition(settings.metrics, metrics)
+    own = {getattr(route, "path", None) for route in getattr(app, "routes", ())}
+    for path in endpoints.keys() & own:
+        log.info("the app serves %s itself; its own route stays in place", path)
+    return {path: endpoint for path, endpoint in endpoints.items() if path not in own}
+
+
+@asynccontextmanager
+async def published(
+    process: Process, publisher: Publisher, engine: Engine, endpoints: dict[str, ASGIApp]
+) -> AsyncIterator[dict[str, ASGIApp]]:
+    """Offer model calls, health and metrics inside this block, while the app still starts."""
+    starting = Serving(clock=process.clock, traffic=process.traffic, endpoints=endpoints, hooks=())
+    with publisher.engine(process.loop, engine), publisher.serving(process.loop, starting):
+        yield endpoints
+
+
+@asynccontextmanager
+async def served(
+    process: Process,
+    publisher: Publisher,
+    engine: Engine,
+    metrics: Metrics,
+    readiness: Readiness,
+    endpoints: dict[str, ASGIApp],
+    hooks: tuple[RequestHook, ...],
+) -> AsyncIterator[None]:
+    """Serve requests inside this block; then let what runs finish within the drain time."""
+    settings = process.settings
+    drain_s = settings.health.drain_ms / 1000
+    if settings.metrics.enabled:
+        hooks = (metrics.hook, *hooks)
+    if settings.json != JSONSettings():
+        hooks = (*hooks, _json_hook(settings.json))
+    serving = Serving(clock=process.clock, traffic=process.traffic, endpoints=endpoints, hooks=hooks)
+
+    def drain() -> None:
+        process.loop.call_soon_threadsafe(process.loop.call_later, drain_s, engine.close)
+
+    try:
+        with (
+            publisher.serving(process.loop, serving),
+            _measured_lag(process, metrics),
+            readiness.checking(engine.stuck),
+            draining_on_signals(readiness, drain),
+            readiness.serving(),
+        ):
+            yield
+    finally:
+        await engine.drain(drain_s)
+
+
+def _json_hook(settings: JSONSettings) -> RequestHook:
+    def hook(_: Exchange) -> Closer:
+        json_settings.set(settings)
+        return no_closer
+
+    return hook
+
+
+def _measured_lag(process: Process, metrics: Metrics) -> AbstractContextManager[None]:
+    if not process.settings.metrics.enabled:
+        return nullcontext()
+
+    def on_tick() -> None:
+        for pause in process.pauses.drain():
+            metrics.garbage.paused(pause.generation, pause.where, pause.seconds, pause.freed)
+        metrics.garbage.spent(process.pauses.total_seconds, now=process.clock())
+        metrics.garbage.stands(**asdict(process.pauses.state))
+
+    return LoopLag(
+        process.loop,
+        gc_seconds=lambda: process.pauses.total_seconds,
+        by_gc=metrics.loop_lag.labels("gc"),
+        by_other=metrics.loop_lag.labels("other"),
+        on_tick=on_tick,
+    ).measuring()

@@ -1,0 +1,105 @@
+"""The native threads of this process, from before the app starts until after it has stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+from asgi_mlperf.host.environment import exported, thread_counts
+from asgi_mlperf.host.selfcheck import checking
+from asgi_mlperf.host.tasks import watching
+from asgi_mlperf.host.threads import NativeThreadCaps
+from asgi_mlperf.host.topology import affinity, physical_cores
+from asgi_mlperf.host.widths import widths
+from asgi_mlperf.runtime.process import claim, no_closer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from asgi_mlperf.hooks import Closer, Exchange, RequestHook
+    from asgi_mlperf.runtime.process import Process
+    from asgi_mlperf.telemetry.metrics import Metrics
+
+log = logging.getLogger("asgi_mlperf")
+
+
+@asynccontextmanager
+async def native_threads(process: Process) -> AsyncIterator[NativeThreadCaps | None]:
+    """Cap the native threads of every thread, and place them, inside this block."""
+    threads, budget = process.settings.threads, process.budget
+    with claim("native threads", wanted=threads.enabled or threads.pin) as mine, ExitStack() as stack:
+        place_new = stack.enter_context(_pinned(process)) if mine and threads.pin else None
+        if not mine or not threads.enabled:
+            yield None
+            return
+        if not budget.workers_known:
+            log.warning("the number of workers is not known, one is assumed: set ASGI_MLPERF_WORKERS")
+        allowed = widths(
+            native=threads.native,
+            cpus=budget.per_worker,
+            cores=budget.cores_per_worker,
+            inference_threads=process.inference_threads,
+        )
+        stack.enter_context(exported(thread_counts(allowed.alone)))
+        caps = NativeThreadCaps(allowed, interop=threads.interop, place_new=place_new)
+        stack.callback(caps.restore)
+        caps.refresh()
+        caps.begin_on_loop()
+        stack.enter_context(watching(caps))
+        yield caps
+
+
+@contextmanager
+def _pinned(process: Process) -> Iterator[Callable[[], None] | None]:
+    """Yield what a new thread must call to be placed, None where nothing is pinned."""
+    budget = process.budget
+    if not hasattr(os, "sched_setaffinity"):
+        log.warning("ASGI_MLPERF_THREADS__PIN needs Linux; nothing is pinned")
+        yield None
+        return
+    if not budget.pinnable:
+        log.warning(
+            "ASGI_MLPERF_THREADS__PIN needs CPUs of one's own; the %s allows %g, nothing is pinned",
+            budget.source,
+            budget.cpus,
+        )
+        yield None
+        return
+    from asgi_mlperf.host.affinity import pinned, placement, worker_slot  # noqa: PLC0415 - Linux only
+
+    with worker_slot(budget.workers) as slot:
+        if slot is None:
+            log.warning("more workers than ASGI_MLPERF_WORKERS=%d; this one is not pinned", budget.workers)
+            yield None
+            return
+        cores = physical_cores(affinity())
+        place = placement(cores, slot, budget.workers, loop_core=process.settings.threads.loop_core)
+        with pinned(place):
+            yield place.place_new
+
+
+def caps_hooks(caps: NativeThreadCaps | None) -> tuple[RequestHook, ...]:
+    """Return the hook that caps ops on the event loop itself."""
+    if caps is None:
+        return ()
+    begin_on_loop = caps.begin_on_loop
+
+    def hook(_: Exchange) -> Closer:
+        begin_on_loop()
+        return no_closer
+
+    return (hook,)
+
+
+@asynccontextmanager
+async def self_checked(
+    process: Process, caps: NativeThreadCaps | None, metrics: Metrics
+) -> AsyncIterator[None]:
+    """Count, off the path, what native threads an op really starts."""
+    if caps is None or not process.settings.threads.self_check:
+        yield
+        return
+    with checking(caps, lambda library, count: metrics.native_threads.labels(library).set(count)):
+        yield
