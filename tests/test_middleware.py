@@ -272,6 +272,16 @@ async def test_a_response_with_trailers_ends_with_them():
     assert in_flight == [1, 0]
 
 
+async def test_an_app_that_sends_nothing_is_counted_as_the_500_that_servers_answer():
+    async def silent(scope, receive, send): ...
+
+    plugin = Plugin()
+    async with plugin.lifespan(silent):
+        app = PerfMiddleware(silent, plugin)
+        await call(app)
+        assert await statuses_of(app) == {"500": 1.0}
+
+
 async def test_a_path_send_ends_the_response():
     plugin, in_flight = Plugin(), []
 
@@ -298,8 +308,9 @@ async def test_a_hook_that_fails_closes_those_before_it():
         raise RuntimeError("no")
 
     async def send(message): ...
+    async def receive(): ...
 
-    exchange = Exchange(http_scope("/"), send, 0.0, traffic)
+    exchange = Exchange(http_scope("/"), receive, send, 0.0, traffic)
     with pytest.raises(RuntimeError):
         exchange.open((first, second))
     exchange.end()

@@ -266,6 +266,8 @@ async def test_warm_up_runs_after_the_apps_lifespan_and_before_readiness():
 
 async def test_two_plugins_in_one_process_work_and_the_second_leaves_gc_and_threads(caplog):
     first, second = Plugin(), Plugin()
+    for plugin in (first, second):
+        PerfMiddleware(Starlette(), plugin)
     async with first.lifespan(Starlette()), second.lifespan(Starlette()):
         assert await first.run(abs, -1) == await second.run(abs, -1)
         warnings = [record.getMessage() for record in caplog.records if record.name == "asgi_mlperf"]
@@ -354,15 +356,98 @@ async def test_on_trio_the_app_runs_as_if_without_the_plugin(anyio_backend, capl
     assert ["needs asyncio or uvloop" in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_the_apps_own_metrics_and_health_routes_win():
-    async def own(request):
-        return PlainTextResponse("own")
+async def own_page(request=None):
+    return PlainTextResponse("own")
 
-    app = Starlette(routes=[Route("/metrics", own), Route("/livez", own)])
+
+def included(app: FastAPI) -> None:
+    router = APIRouter()
+    router.add_route("/metrics", own_page)
+    app.include_router(router)
+
+
+def prefixed(app: FastAPI) -> None:
+    router = APIRouter()
+    router.get("")(own_page)
+    app.include_router(router, prefix="/metrics")
+
+
+WAYS = {
+    "a route": lambda app: app.add_route("/metrics", own_page),
+    "a mount": lambda app: app.mount("/metrics", Starlette(routes=[Route("/", own_page)])),
+    "an included router": included,
+    "an included router with a prefix": prefixed,
+    "a route of a mount": lambda app: app.mount("", Starlette(routes=[Route("/metrics", own_page)])),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("when", ["before", "in the lifespan"])
+def test_the_apps_own_metrics_page_wins(way, when):
+    @asynccontextmanager
+    async def lifespan(app):
+        if when == "in the lifespan":
+            WAYS[way](app)
+        yield
+
+    app = FastAPI(lifespan=lifespan)
     Plugin().install(app)
-    with TestClient(app) as client:
-        assert client.get("/metrics").text == client.get("/livez").text == "own"
+    if when == "before":
+        WAYS[way](app)
+    with FastAPIClient(app) as client:
+        assert client.get("/metrics", follow_redirects=True).text == "own"
         assert client.get("/readyz").json()["ready"] is True
+
+
+async def test_a_lifespan_without_the_middleware_says_so(caplog):
+    async with Plugin().lifespan(Starlette()):
+        pass
+    assert "runs without its middleware" in caplog.text
+
+
+def test_install_completes_what_is_there():
+    plugin = Plugin()
+    app = Starlette(routes=[Route("/", hello)])
+    app.add_middleware(PerfMiddleware, plugin=plugin)
+    plugin.install(app)
+    with TestClient(app) as client:
+        assert client.get("/readyz").status_code == 200
+    assert len(app.user_middleware) == 1
+
+
+async def test_warm_ups_may_return_coroutines_and_run_in_a_stock_app_too():
+    for enabled in (True, False):
+        plugin = Plugin(Settings(enabled=enabled))
+        warmed: list[list[int]] = []
+        predict = plugin.batched(lambda items, warmed=warmed: warmed.append(items) or items)
+        plugin.warmup(lambda predict=predict: predict(7))
+        async with plugin.lifespan(Starlette()):
+            assert warmed == [[7]]
+
+
+@pytest.mark.parametrize("kind", ["starlette", "fastapi"])
+async def test_requests_leave_no_cycles_behind(kind):
+    import gc
+
+    make = FastAPI if kind == "fastapi" else Starlette
+    plain, installed, plugin = make(), make(), Plugin(Settings(gc={"mode": "off"}))
+    for app in (plain, installed):
+        app.router.add_route("/", hello)
+    plugin.install(installed)
+    async with plugin.lifespan(installed):
+        found = {}
+        for name, app in (("stock", plain), ("plugin", installed)):
+            for _ in range(3):
+                await call(app)
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(50):
+                    await call(app)
+                found[name] = gc.collect()
+            finally:
+                gc.enable()
+    assert found["plugin"] <= found["stock"] + 5
 
 
 def test_endpoints_answer_only_get_and_head_and_mind_the_root_path():

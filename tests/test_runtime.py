@@ -13,14 +13,15 @@ from tests.conftest import process_state
 from asgi_mlperf import NotRunning, Plugin, Settings
 
 STEPS = [
-    "_telemetry",
-    "_native_threads",
-    "_inference",
-    "_published",
+    "telemetry",
+    "native_threads",
+    "inference",
+    "published",
     "own",
-    "_warmed_up",
-    "_garbage",
-    "_served",
+    "warmed_up",
+    "self_checked",
+    "garbage",
+    "served",
 ]
 
 

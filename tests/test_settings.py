@@ -69,6 +69,13 @@ def test_an_unknown_variable_stops_the_start_and_names_the_nearest(monkeypatch, 
         ("ASGI_MLPERF_GC__MODE", "never"),
         ("ASGI_MLPERF_WORKERS", "-1"),
         ("ASGI_MLPERF_METRICS__BUCKETS", "1,x"),
+        ("ASGI_MLPERF_METRICS__BUCKETS", "1,0.5"),
+        ("ASGI_MLPERF_METRICS__BUCKETS", "0.1,0.1"),
+        ("ASGI_MLPERF_METRICS__BUCKETS", "inf"),
+        ("ASGI_MLPERF_METRICS__BUCKETS", "nan"),
+        ("ASGI_MLPERF_METRICS__BUCKETS", "-1,1"),
+        ("ASGI_MLPERF_POOL__TIMEOUT_MS", "9" * 400),
+        ("ASGI_MLPERF_HEALTH__DRAIN_MS", "9" * 400),
         ("ASGI_MLPERF_METRICS__PATH", "metrics"),
         ("ASGI_MLPERF_ENABLED", "perhaps"),
     ],
@@ -80,6 +87,19 @@ def test_a_bad_value_is_named_with_what_the_variable_takes(monkeypatch, variable
     (knob,) = (knob for knob in knobs() if knob.variable == variable)
     assert variable in str(caught.value)
     assert f"takes {knob.takes}" in str(caught.value)
+
+
+def test_paths_that_coincide_are_refused(monkeypatch):
+    monkeypatch.setenv("ASGI_MLPERF_METRICS__PATH", "/livez")
+    with pytest.raises(ConfigurationError, match="paths must differ: /livez, /livez, /readyz"):
+        Settings()
+
+
+def test_an_unknown_field_of_a_known_section_is_told_once(monkeypatch):
+    monkeypatch.setenv("ASGI_MLPERF_POOL__THREAD", "2")
+    with pytest.raises(ConfigurationError) as caught:
+        Settings()
+    assert str(caught.value).count("is not a setting") == 1
 
 
 def test_all_problems_are_told_at_once(monkeypatch):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 from contextlib import asynccontextmanager
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, TypeVarTuple, overload
+from weakref import WeakKeyDictionary
 
 from starlette.concurrency import run_in_threadpool
 
@@ -13,6 +15,9 @@ from asgi_mlperf.inference.engine import DEFAULT_POOL, Engine, LimitBounds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from asgi_mlperf.inference.batching import Batcher
+    from asgi_mlperf.inference.limits import AdaptiveLimit
 
 Priority = Literal["high", "normal", "low"]
 Item = TypeVar("Item")
@@ -75,6 +80,8 @@ class Batched(Generic[Item, Result]):
         self._func = func
         self._pool = pool
         self._is_coroutine_function = is_coroutine_function(func)
+        self._batchers: WeakKeyDictionary[Engine, Batcher] = WeakKeyDictionary()
+        self._attribute = getattr(func, "__name__", "")
         functools.update_wrapper(self, func)
 
     async def __call__(
@@ -87,9 +94,32 @@ class Batched(Generic[Item, Result]):
         engine = self._find_engine()
         if engine is None:
             return await self._alone(item)
-        batcher = engine.batcher(self._func, max_size=self.max_size, pool=self._pool)
+        batcher = self._batchers.get(engine)
+        if batcher is None:
+            batcher = engine.batcher(self._func, max_size=self.max_size, pool=self._pool)
+            self._batchers[engine] = batcher
         result: Result = await batcher.submit(item, timeout)
         return result
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Learn under which name a class holds this."""
+        self._attribute = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Batched[Item, Result]:
+        """Return the batched method of ``instance``, the same one every time: its batches are its own."""
+        if instance is None:
+            return self
+        bound: Batched[Item, Result] = Batched(
+            self._find_engine, MethodType(self._func, instance), max_size=self.max_size, pool=self._pool
+        )
+        try:
+            instance.__dict__[self._attribute] = bound
+        except AttributeError:
+            raise TypeError(
+                f"{type(instance).__qualname__} has __slots__ and cannot keep its batched method "
+                f"{self.__name__}: leave __slots__ out, or batch a function"
+            ) from None
+        return bound
 
     async def _alone(self, item: Item) -> Result:
         if self._is_coroutine_function:
@@ -117,6 +147,8 @@ class BatchedDecorator:
     def __call__(
         self, func: Callable[[list[Item]], Awaitable[Results[Result]]], /
     ) -> Batched[Item, Result]: ...
+    @overload
+    def __call__(self, func: Callable[[Any, list[Item]], Results[Result]], /) -> Batched[Item, Result]: ...
     def __call__(self, func: Any, /) -> Any:
         """Declare ``func`` as batched."""
         return Batched(self._find_engine, func, max_size=self._max_size, pool=self._pool)
@@ -130,6 +162,7 @@ class RemoteLimit:
         self.name = name
         self._find_engine = find_engine
         self._bounds = bounds
+        self._limits: WeakKeyDictionary[Engine, AdaptiveLimit] = WeakKeyDictionary()
 
     @asynccontextmanager
     async def __call__(
@@ -143,6 +176,8 @@ class RemoteLimit:
         if engine is None:
             yield
             return
-        limit = engine.limit(self.name, self._bounds)
+        limit = self._limits.get(engine)
+        if limit is None:
+            limit = self._limits[engine] = engine.limit(self.name, self._bounds)
         async with limit(timeout_s=timeout, priority=priority):
             yield

@@ -58,9 +58,13 @@ class DeadlineExceeded(ASGIMLPerfError, HTTPException):  # noqa: N818 - the publ
     An ``HTTPException``: left alone in a handler, it becomes a 504 response.
     """
 
-    def __init__(self, detail: str) -> None:
-        """Say what did not finish in time."""
-        super().__init__(504, detail)
+    def __init__(self, message: str) -> None:
+        """Say what did not finish in time, in the log; the client is told no names."""
+        super().__init__(504, "deadline exceeded")
+        self._message = message
+
+    def __str__(self) -> str:
+        return self._message
 
 
 class BodyRefused(ASGIMLPerfError, HTTPException):  # noqa: N818 - the public name, without the suffix
@@ -84,6 +88,10 @@ class ClientLeft(ASGIMLPerfError, HTTPException):  # noqa: N818 - the public nam
     An ``HTTPException`` with status 499, which nobody reads; a handler need not catch it.
     """
 
-    def __init__(self, detail: str) -> None:
+    def __init__(self, message: str) -> None:
         """Say what was given up."""
-        super().__init__(499, detail)
+        super().__init__(499, "client left")
+        self._message = message
+
+    def __str__(self) -> str:
+        return self._message

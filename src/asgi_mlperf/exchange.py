@@ -82,7 +82,10 @@ class Exchange:
             self.ended = True
             self._traffic.in_flight -= 1
             for closer in reversed(self._closers):
-                closer(self)
+                try:
+                    closer(self)
+                except Exception:
+                    log.exception("measuring a request failed; its response is as the app sent it")
 
     def client_left(self) -> None:
         """Note that the response will not be completed, unless it was: the rest is nobody's to read."""
@@ -127,7 +130,7 @@ class Exchange:
             self.client_left()
             raise
         kind = message["type"]
-        if kind == "http.response.body":
+        if kind in ("http.response.body", "http.response.zerocopysend"):
             if not message.get("more_body", False) and not self._trailers:
                 self.end()
         elif kind == "http.response.start":

@@ -24,7 +24,10 @@ class HealthSettings(BaseModel):
     live_path: str = Field(default="/livez", pattern="^/", description="path of the liveness endpoint")
     ready_path: str = Field(default="/readyz", pattern="^/", description="path of the readiness endpoint")
     drain_ms: int = Field(
-        default=10_000, ge=0, description="time that model calls still running at shutdown may take"
+        default=10_000,
+        ge=0,
+        le=3_600_000,
+        description="time that model calls still running at shutdown may take",
     )
 
 

@@ -38,8 +38,9 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PoolObservers:
-    """Where a pool's measurements go: seconds waited and run, calls waiting and running, and calls
-    refused or abandoned, by reason.
+    """Where a pool's measurements go.
+
+    Seconds waited and run, calls waiting and running, and calls refused or abandoned, by reason.
     """
 
     wait: Observer
@@ -65,7 +66,7 @@ class Serving:
     def endpoint(self, scope: Scope) -> ASGIApp | None:
         """Return the plugin's own answer to a request, if it is for the plugin."""
         path, root_path = scope["path"], scope.get("root_path")
-        if root_path:
-            path = path.removeprefix(root_path)
+        if root_path and path.startswith(root_path):
+            path = "/" + path[len(root_path) :].lstrip("/")
         endpoint = self.endpoints.get(path)
         return endpoint if endpoint is None or scope["method"] in _ANSWERED else None

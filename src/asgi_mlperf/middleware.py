@@ -19,7 +19,9 @@ _ERROR = 500
 
 
 class Installed(Protocol):
-    """What the middleware needs of a plugin."""
+    """What the middleware needs of a plugin, and tells it."""
+
+    has_middleware: bool
 
     def serving(self) -> Serving | None:
         """Return what serves on the running event loop; None while the plugin does not run there."""
@@ -36,6 +38,7 @@ class PerfMiddleware:
         """Wrap ``app``; all state is in ``plugin`` and in each request's own ``Exchange``."""
         self.app = app
         self.plugin = plugin
+        plugin.has_middleware = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or pass a websocket or the lifespan on."""
@@ -50,7 +53,8 @@ class PerfMiddleware:
         if endpoint is not None:
             await endpoint(scope, receive, send)
             return
-        exchange = scope[_SCOPE_KEY] = Exchange(scope, receive, send, serving.clock(), serving.traffic)
+        scope[_SCOPE_KEY] = True  # not the exchange itself: a reference back would make every request a cycle
+        exchange = Exchange(scope, receive, send, serving.clock(), serving.traffic)
         token = current_exchange.set(exchange)
         try:
             exchange.open(serving.hooks)
@@ -62,7 +66,9 @@ class PerfMiddleware:
             exchange.status = exchange.status or _ERROR
             raise
         else:
-            exchange.client_left()
+            if exchange.status:
+                exchange.client_left()
+            exchange.status = exchange.status or _ERROR  # servers answer 500 when an app sends nothing
         finally:
             current_exchange.reset(token)
             exchange.end()

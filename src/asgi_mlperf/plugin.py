@@ -23,7 +23,7 @@ from asgi_mlperf.inference.engine import DEFAULT_POOL, LimitBounds
 from asgi_mlperf.inference.gate import PRIORITIES, PoolSettings
 from asgi_mlperf.lifespans import Lifespan, no_lifespan, normalized, on_event_lifespan
 from asgi_mlperf.middleware import PerfMiddleware
-from asgi_mlperf.runtime import Publisher, running
+from asgi_mlperf.runtime import Publisher, running, warmed_up_stock
 from asgi_mlperf.settings import Settings
 
 if TYPE_CHECKING:
@@ -65,8 +65,10 @@ class Plugin:
         self.settings = Settings() if settings is None else settings
         self._publisher = Publisher()
         self._warm_ups: list[Callable[[], Any]] = []
+        self._wrapped: list[Lifespan] = []
         self._pools: dict[str, PoolSettings] = {DEFAULT_POOL: self.settings.pool}
         self._default_pool = InferencePool(self._engine)
+        self.has_middleware = False
         self._warned = False
 
     def lifespan(self, app: Any) -> AbstractAsyncContextManager[Any]:
@@ -74,7 +76,7 @@ class Plugin:
 
         FastAPI's ``on_event`` handlers, which it skips when it is given a lifespan, run inside.
         """
-        return self.wrap(on_event_lifespan)(app)
+        return self._around(on_event_lifespan, app)
 
     def wrap(self, lifespan: Lifespan | None) -> Lifespan:
         """Return a lifespan that runs the plugin around ``lifespan`` and yields what that yields.
@@ -89,6 +91,7 @@ class Plugin:
             async with self._around(own, app) as state:
                 yield state
 
+        self._wrapped.append(wrapped)
         return wrapped
 
     def install(self, app: Starlette) -> None:
@@ -101,11 +104,12 @@ class Plugin:
         router = getattr(app, "router", None)
         if router is None or not hasattr(router, "lifespan_context"):
             raise TypeError(f"plugin.install takes a Starlette or FastAPI app, not {type(app).__name__}")
-        installed = any(middleware.kwargs.get("plugin") is self for middleware in app.user_middleware)
-        if installed or not self.settings.enabled:
+        if not self.settings.enabled:
             return
-        app.add_middleware(PerfMiddleware, plugin=self)
-        router.lifespan_context = self.wrap(router.lifespan_context)
+        if not any(middleware.kwargs.get("plugin") is self for middleware in app.user_middleware):
+            app.add_middleware(PerfMiddleware, plugin=self)
+        if router.lifespan_context not in (self.lifespan, *self._wrapped):
+            router.lifespan_context = self.wrap(router.lifespan_context)
 
     async def run(
         self,
@@ -217,7 +221,7 @@ class Plugin:
         serving = self._publisher.servings.get(_running_loop())
         if serving is None and self.settings.enabled and not self._warned and _running_loop() is not None:
             self._warned = True
-            log.warning("asgi-mlperf is installed, but its lifespan did not run: %s", _FIX)
+            log.warning("asgi-mlperf is installed, but its lifespan is not running: %s", _FIX)
         return serving
 
     def _engine(self) -> Engine | None:
@@ -231,17 +235,22 @@ class Plugin:
     @asynccontextmanager
     async def _around(self, own: Lifespan, app: Any) -> AsyncIterator[Any]:
         loop = _running_loop()
-        if loop is None:
-            log.warning(
-                "asgi-mlperf needs asyncio or uvloop; on this event loop the app runs as if without it"
-            )
-        if not self.settings.enabled or loop is None or loop in self._publisher.engines:
+        if loop in self._publisher.engines:
             async with own(app) as state:
                 yield state
-            return
-        started = running(self.settings, self._pools, app, own, self._warm_ups, self._publisher)
-        async with started as state:
-            yield state
+        elif not self.settings.enabled or loop is None:
+            if self.settings.enabled:
+                log.warning("asgi-mlperf needs asyncio or uvloop; under trio the app runs as if without it")
+            async with own(app) as state, warmed_up_stock(self._warm_ups):
+                yield state
+        else:
+            if not self.has_middleware:
+                log.warning(
+                    "asgi-mlperf runs without its middleware: app.add_middleware(PerfMiddleware, ...)"
+                )
+            started = running(self.settings, self._pools, app, own, self._warm_ups, self._publisher)
+            async with started as state:
+                yield state
 
 
 def _running_loop() -> Any:

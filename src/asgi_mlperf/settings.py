@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
@@ -17,7 +17,7 @@ from asgi_mlperf.garbage.policy import GarbageSettings
 from asgi_mlperf.health import HealthSettings
 from asgi_mlperf.host.threads import ThreadSettings
 from asgi_mlperf.inference.batching import BatchingSettings
-from asgi_mlperf.inference.pool import PoolSettings
+from asgi_mlperf.inference.gate import PoolSettings
 from asgi_mlperf.telemetry.metrics import MetricsSettings
 from asgi_mlperf.wire.responses import JSONSettings
 
@@ -47,6 +47,7 @@ with warnings.catch_warnings():
             env_ignore_empty=True,
             frozen=True,
             extra="forbid",
+            str_strip_whitespace=True,
         )
 
         enabled: bool = Field(
@@ -65,12 +66,19 @@ with warnings.catch_warnings():
         metrics: MetricsSettings = MetricsSettings()
         health: HealthSettings = HealthSettings()
 
+        @model_validator(mode="after")
+        def _paths_differ(self) -> Settings:
+            paths = [self.metrics.path, self.health.live_path, self.health.ready_path]
+            if len(set(paths)) < len(paths):
+                raise ValueError(f"the metrics and health paths must differ: {', '.join(paths)}")
+            return self
+
         def __init__(self, **values: Any) -> None:
             problems = list(_unknown_variables(os.environ))
             try:
                 super().__init__(**values)
             except ValidationError as error:
-                problems += [_describe(detail) for detail in error.errors()]
+                problems += [_describe(detail) for detail in error.errors() if not _is_variable(detail)]
             except SettingsError as error:
                 problems.append(str(error))
             if problems:
@@ -144,8 +152,16 @@ def _unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} is not a setting; did you mean {nearest}?"
 
 
+def _is_variable(detail: ErrorDetails) -> bool:
+    """Say whether an unknown field is a variable, which is named as such already."""
+    variable = PREFIX + _DELIMITER.join(str(part) for part in detail["loc"]).upper()
+    return detail["type"] == "extra_forbidden" and variable in {name.upper() for name in os.environ}
+
+
 def _describe(detail: ErrorDetails) -> str:
     path = tuple(str(part) for part in detail["loc"])
+    if not path:
+        return detail["msg"].removeprefix("Value error, ")
     by_path = {knob.path: knob for knob in knobs()}
     knob = next((by_path[path[:depth]] for depth in range(len(path), 0, -1) if path[:depth] in by_path), None)
     if knob is None:

@@ -171,7 +171,7 @@ async def test_expired_items_are_not_computed():
     model = Model(plugin)
     async with plugin.lifespan(Starlette()):
         first = await model.busy()
-        with pytest.raises(DeadlineExceeded, match="double did not finish before the deadline of this item"):
+        with pytest.raises(DeadlineExceeded, match="double did not finish before its deadline"):
             await model.predict(1, timeout=0.001)
         model.open.set()
         assert await first == -2

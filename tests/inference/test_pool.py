@@ -107,9 +107,8 @@ async def test_a_full_queue_refuses_with_503_and_retry_after():
 async def test_a_call_that_cannot_make_its_deadline_is_refused_at_the_door():
     plugin = plugin_with(threads=1)
     async with plugin.lifespan(Starlette()):
-        runtime = plugin._runtime()
-        runtime.pool._admission.service_time.observe(10.0)
         gate = Gate()
+        plugin._engine().pool().service("Gate").observe(10.0)
         task = asyncio.create_task(plugin.run(gate))
         await gate.started.get()
         with pytest.raises(Overloaded, match="too long for the deadline"):
@@ -234,7 +233,10 @@ async def test_shutdown_gives_up_on_calls_that_do_not_end(caplog):
             await task
     gate.opened.set()
     assert gate.calls == 1
-    assert any("still running after the drain time" in record.getMessage() for record in caplog.records)
+    assert any(
+        "1 calls to default still ran after the drain time" in record.getMessage()
+        for record in caplog.records
+    )
 
 
 async def test_large_results_are_not_kept():

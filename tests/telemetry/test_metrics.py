@@ -55,6 +55,13 @@ async def test_the_scrape_is_well_formed_in_both_formats():
         } <= names
 
 
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=abc", "text/plain;q=x", ";;,"])
+async def test_a_senseless_accept_header_gets_text(accept):
+    plugin, app = installed()
+    async with plugin.lifespan(app):
+        assert "http_server_active_requests" in await scraped(app, accept)
+
+
 async def test_the_default_registry_is_served_along_unless_switched_off():
     own = prometheus_client.Counter("own_things", "The user's own.")
     try:

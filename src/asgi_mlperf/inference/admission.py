@@ -21,24 +21,24 @@ _SMOOTHING = 0.1
 
 
 class Waiting(Protocol):
-    """What waits: a deadline and a begin in seconds on the pool's clock, and a level (0: most urgent)."""
+    """What waits: deadline and begin on the gate's clock, level (0: most urgent), what its kind takes."""
 
     deadline: float
     queued_at: float
     level: int
+    service: ServiceTime
 
 
 Entry = TypeVar("Entry", bound=Waiting)
 
 
-class Refusal(Exception):  # noqa: N818 - a decision, turned into Overloaded by the pool
-    """Says why an entry may not wait, and in how many seconds it is worth trying again."""
+class Refusal(Exception):  # noqa: N818 - a decision, turned into Overloaded by the gate
+    """Says why an entry may not wait, in a word that is a metric label."""
 
-    def __init__(self, reason: str, retry_after_s: float) -> None:
-        """``reason`` is a metric label: one of a few words."""
+    def __init__(self, reason: str) -> None:
+        """``reason`` is one of a few words."""
         super().__init__(reason)
         self.reason = reason
-        self.retry_after_s = retry_after_s
 
 
 class ServiceTime:
@@ -91,6 +91,48 @@ class Turn(NamedTuple, Generic[Entry]):
     refused: list[Entry]
 
 
+class Level(Generic[Entry]):
+    """The entries of one level that wait, oldest first, and the seconds of work that they are."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.expected_s = 0.0
+        self._entries: OrderedDict[int, tuple[Entry, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, entry: Entry) -> None:
+        """Let ``entry`` wait behind the others."""
+        self._entries[id(entry)] = entry, entry.service.mean
+        self.expected_s += entry.service.mean
+
+    def take(self, *, newest: bool) -> Entry:
+        """Take the oldest or the newest entry out."""
+        key = next(reversed(self._entries)) if newest else next(iter(self._entries))
+        entry, _ = self._entries[key]
+        self.remove(entry)
+        return entry
+
+    def remove(self, entry: Entry) -> bool:
+        """Forget ``entry``; say whether it waited here."""
+        found = self._entries.pop(id(entry), None)
+        if found is not None:
+            self.expected_s = self.expected_s - found[1] if self._entries else 0.0
+        return found is not None
+
+    def oldest(self) -> Entry:
+        """Return the entry that has waited longest."""
+        return next(iter(self._entries.values()))[0]
+
+    def clear(self) -> list[Entry]:
+        """Empty the level and return what waited there."""
+        entries = [entry for entry, _ in self._entries.values()]
+        self._entries.clear()
+        self.expected_s = 0.0
+        return entries
+
+
 class Admission(Generic[Entry]):
     """Gives ``slots`` slots to entries and lets at most ``max_queue`` wait.
 
@@ -102,9 +144,9 @@ class Admission(Generic[Entry]):
         self.service_time = ServiceTime()
         self.standing_delay = StandingDelay()
         self.running = 0
-        self._slots = slots
+        self.slots = slots
         self._max_queue = max_queue
-        self._levels: tuple[OrderedDict[int, Entry], ...] = tuple(OrderedDict() for _ in range(LEVELS))
+        self._levels: tuple[Level[Entry], ...] = tuple(Level() for _ in range(LEVELS))
         self._credits = [0] * LEVELS
 
     def __len__(self) -> int:
@@ -115,75 +157,75 @@ class Admission(Generic[Entry]):
 
         The length of the queue is only a limit when ``bounded``.
         """
-        if self.running < self._slots:
+        if self.running < self.slots:
             self.running += 1
             return True
         if bounded:
             self._check(entry, now)
-        self._levels[entry.level][id(entry)] = entry
+        self._levels[entry.level].add(entry)
         return False
 
-    def release(self, now: float, service_s: float | None = None) -> Turn[Entry]:
-        """Take a slot back, after ``service_s`` seconds of work if any was done, and give it on."""
+    def release(self, now: float, done: Entry | None = None, service_s: float = 0.0) -> Turn[Entry]:
+        """Take a slot back and give it on; ``done`` is what was done there, in ``service_s`` seconds."""
         self.running -= 1
-        if service_s is not None:
+        if done is not None:
+            done.service.observe(service_s)
             self.service_time.observe(service_s)
-        self._measure_delay(now)
-        return self._next(now) if self.running < self._slots else Turn(None, [])
-
-    def _next(self, now: float) -> Turn[Entry]:
-        refused: list[Entry] = []
-        while (entry := self._take()) is not None:
-            if now + self.service_time.likely <= entry.deadline:
-                self.running += 1
-                return Turn(entry, refused)
-            refused.append(entry)
-        return Turn(None, refused)
+        oldest = min((level.oldest().queued_at for level in self._levels if level), default=now)
+        self.standing_delay.observe(now - oldest, now, self.service_time.mean)
+        return self._next(now) if self.running < self.slots else Turn(None, [])
 
     def resize(self, slots: int, now: float) -> list[Turn[Entry]]:
         """Change the number of slots; say who gets those that are new. Fewer take effect as slots free."""
-        self._slots = slots
+        self.slots = slots
         turns = []
-        while self.running < self._slots and len(self):
+        while self.running < self.slots and len(self):
             turns.append(self._next(now))
         return turns
 
     def withdraw(self, entry: Entry) -> bool:
         """Forget an entry that waits; say whether it did."""
-        return self._levels[entry.level].pop(id(entry), None) is not None
+        return self._levels[entry.level].remove(entry)
 
     def clear(self) -> list[Entry]:
         """Empty the queue and return what waited in it."""
-        entries = [entry for level in self._levels for entry in level.values()]
-        for level in self._levels:
-            level.clear()
-        return entries
+        return [entry for level in self._levels for entry in level.clear()]
+
+    def expected_wait_s(self, level: int) -> float:
+        """Seconds until a new entry of ``level`` should get a slot: the work before it, over the slots."""
+        if self.running < self.slots:
+            return 0.0
+        before = sum(waiting.expected_s for waiting in self._levels[: level + 1])
+        if self.standing_delay.persists:
+            before = 0.0  # the newest goes first
+        return (before + self.service_time.mean) / self.slots
 
     def retry_after_s(self) -> float:
         """Seconds in which the present queue should be done, at least 1, at most 60."""
-        return min(_LONGEST_RETRY_AFTER_S, max(1.0, self._wait_s(len(self))))
+        work_s = sum(level.expected_s for level in self._levels) + self.service_time.mean
+        return min(_LONGEST_RETRY_AFTER_S, max(1.0, work_s / self.slots))
 
     def _check(self, entry: Entry, now: float) -> None:
         if len(self) >= self._max_queue:
-            raise Refusal("queue_full", self.retry_after_s())
-        before = 0 if self.standing_delay.persists else sum(map(len, self._levels[: entry.level + 1]))
-        if now + self._wait_s(before) + self.service_time.likely > entry.deadline:
-            raise Refusal("too_late", self.retry_after_s())
+            raise Refusal("queue_full")
+        if now + self.expected_wait_s(entry.level) + entry.service.likely > entry.deadline:
+            raise Refusal("too_late")
 
-    def _wait_s(self, before: int) -> float:
-        return (before + 1) * self.service_time.mean / self._slots
-
-    def _measure_delay(self, now: float) -> None:
-        oldest = min((next(iter(level.values())).queued_at for level in self._levels if level), default=now)
-        self.standing_delay.observe(now - oldest, now, self.service_time.mean)
+    def _next(self, now: float) -> Turn[Entry]:
+        refused: list[Entry] = []
+        while (entry := self._take()) is not None:
+            if now + entry.service.likely <= entry.deadline:
+                self.running += 1
+                return Turn(entry, refused)
+            refused.append(entry)
+        return Turn(None, refused)
 
     def _take(self) -> Entry | None:
         waiting = [number for number, level in enumerate(self._levels) if level]
         if not waiting:
             return None
         chosen = self._choose(waiting) if len(waiting) > 1 else waiting[0]
-        _, entry = self._levels[chosen].popitem(last=self.standing_delay.persists)
-        return entry
+        return self._levels[chosen].take(newest=self.standing_delay.persists)
 
     def _choose(self, waiting: list[int]) -> int:
         # Smooth weighted round robin: every level gets its share, none starves.

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
+import copy
 import inspect
 import math
-import threading
 from collections import OrderedDict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from asgi_mlperf.exceptions import BatchError, DeadlineExceeded, Overloaded
-from asgi_mlperf.inference.deadlines import clock, current_deadline
+from asgi_mlperf.inference.deadlines import clock
 from asgi_mlperf.inference.gate import level_of
 from asgi_mlperf.inference.waiting import Waiter, name_of
+from asgi_mlperf.inference.work import Seat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    import contextvars
+    from collections.abc import Callable, Iterable
 
     from asgi_mlperf.hooks import Observer
     from asgi_mlperf.inference.executors import Outcome
@@ -47,21 +49,25 @@ class Item(Waiter):
 class Batch:
     """One place in the pool's queue; which items it runs is decided when its slot is there."""
 
-    def __init__(self, batcher: Batcher, *, queued_at: float, level: int) -> None:
+    def __init__(self, batcher: Batcher, *, queued_at: float, level: int, pool: str) -> None:
         """Ask for a place for ``batcher``'s function."""
         self.name = batcher.name
         self.deadline = math.inf  # each item has its own
         self.queued_at = queued_at
         self.level = level
         self.context = batcher.context.copy()
-        self.thread: int | None = None
+        self.service = batcher.service
+        self.seat = Seat(pool)
         self._batcher = batcher
         self._items: list[Item] = []
 
     def begin(self, now: float) -> Callable[[], Any] | None:
         """Take the items that wait now."""
         self._items = self._batcher.take(now)
-        return self._job if self._items else None
+        if not self._items:
+            return None
+        self.seat.deadline = max(item.deadline for item in self._items)
+        return partial(_call, self._batcher.func, [item.value for item in self._items], self.seat)
 
     def waited(self, now: float) -> Iterable[float]:
         """Return the wait of each item."""
@@ -84,18 +90,16 @@ class Batch:
                 item.settle(result, None)
 
     def fail(self, error: Exception) -> None:
-        """Give the error to every caller, also to those who waited for the next batch."""
-        self._settle_all(error)
-        self._batcher.fail_waiting(error)
-
-    def _job(self) -> Any:
-        self.thread = threading.get_ident()
-        current_deadline.set(max(item.deadline for item in self._items))
-        return self._batcher.func([item.value for item in self._items])
+        """Give the error to the callers of this batch, or of the one that it would have become."""
+        if self._items:
+            self._settle_all(error)
+        else:
+            self._batcher.fail_waiting(error)
 
     def _settle_all(self, error: BaseException) -> None:
+        alone = len(self._items) == 1
         for item in self._items:
-            item.settle(None, error)
+            item.settle(None, error if alone else copy_of(error))
 
 
 class Batcher:
@@ -106,12 +110,19 @@ class Batcher:
     """
 
     def __init__(
-        self, func: Callable[[list[Any]], Any], *, max_size: int, pool: Pool, sizes: Observer
+        self,
+        func: Callable[[list[Any]], Any],
+        *,
+        max_size: int,
+        pool: Pool,
+        sizes: Observer,
+        context: contextvars.Context,
     ) -> None:
-        """``sizes`` observes the size of each batch."""
+        """Batches run with ``context``, not with a caller's; ``sizes`` observes how large they are."""
         self.func = func
         self.name = name_of(func)
-        self.context = contextvars.copy_context()
+        self.context = context
+        self.service = pool.service(self.name)
         self._max_size = max_size
         self._pool = pool
         self._sizes = sizes
@@ -121,8 +132,12 @@ class Batcher:
     async def submit(self, value: Any, timeout_s: float | None) -> Any:
         """Wait for the result of one item."""
         now = clock()
+        self._pool.refuse_own(self.name)
+        self.service = self._pool.service(self.name)
         deadline = self._pool.deadline(now, timeout_s, self.name)
-        self._pool.refuse_beyond_queue(len(self._waiting))
+        self._pool.check(
+            waiting=len(self._waiting), batch=self._max_size, deadline=deadline, service=self.service
+        )
         item = Item(value, name=self.name, queued_at=now, deadline=deadline)
         self._waiting[id(item)] = item
         self._ask_for_slot(now)
@@ -148,15 +163,15 @@ class Batcher:
         return taken
 
     def fail_waiting(self, error: Exception) -> None:
-        """Give every waiting item the same error: there will be no slot."""
+        """Give every waiting item the error: there will be no slot."""
         self._place = None
         while self._waiting:
             _, item = self._waiting.popitem(last=False)
-            item.settle(None, error)
+            item.settle(None, copy_of(error))
 
     def _ask_for_slot(self, now: float) -> None:
         if self._place is None:
-            self._place = Batch(self, queued_at=now, level=level_of(None))
+            self._place = Batch(self, queued_at=now, level=level_of(None), pool=self._pool.name)
             # A step later, so that items that arrive together share a batch.
             asyncio.get_running_loop().call_soon(self._submit, self._place)
 
@@ -167,22 +182,45 @@ class Batcher:
             place.fail(error)
 
 
-def results_of(results: Any, count: int, func: Callable[..., Any]) -> Sequence[Any]:
+def _call(func: Callable[[list[Any]], Any], values: list[Any], seat: Seat) -> Any:
+    seat.take()
+    return func(values)
+
+
+def copy_of(error: BaseException) -> BaseException:
+    """Return an error of one's own where it can be had: tracebacks and notes must not cross callers."""
+    try:
+        own = copy.copy(error)
+    except Exception:  # noqa: BLE001 - not every error can be made again from its arguments
+        return error
+    if type(own) is not type(error):
+        return error
+    own.__cause__, own.__suppress_context__ = error.__cause__, error.__suppress_context__
+    return own.with_traceback(error.__traceback__)
+
+
+def results_of(results: Any, count: int, func: Callable[..., Any]) -> list[Any]:
     """Check that ``results`` is one result per item, in order: a list, a tuple, an array or a tensor."""
     name = name_of(func)
-    if isinstance(results, str | bytes | bytearray) or not (
-        hasattr(results, "__len__") and hasattr(results, "__getitem__") and not hasattr(results, "keys")
-    ):
+    if inspect.iscoroutine(results):
+        results.close()
+    is_sequence = hasattr(results, "__len__") and hasattr(results, "__getitem__")
+    if not is_sequence or isinstance(results, str | bytes | bytearray) or hasattr(results, "keys"):
         raise BatchError(
             f"{name} returned {type(results).__name__}; a batched function takes a list and returns a list "
             f"of the same length"
         )
-    if len(results) != count:
+    try:
+        checked = list(results)
+    except Exception as error:
         raise BatchError(
-            f"{name} returned {len(results)} results for {count} items; a batched function returns one "
+            f"{name} returned a {type(results).__name__} that cannot be read: {error}"
+        ) from error
+    if len(checked) != count:
+        raise BatchError(
+            f"{name} returned {len(checked)} results for {count} items; a batched function returns one "
             f"result per item, in order"
         )
-    checked: Sequence[Any] = results
     return checked
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from asgi_mlperf.inference.gate import Gate, PoolSettings
 
 DEFAULT_POOL = "default"
-_COROUTINES = "coroutines"
+_CONCURRENT_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,10 @@ class Engine:
         self._settings = pools[DEFAULT_POOL]
         self._observers = observers
         self._batch_sizes = batch_sizes
-        self._batchers: dict[Any, Batcher] = {}
-        self._limits: dict[str, AdaptiveLimit] = {}
+        # One for all batches: a batch belongs to none of its callers.
+        self._context = contextvars.copy_context()
+        self._joined: list[Gate[Any]] = []
+        self._closed = False
         self._pools = {
             name: Pool(
                 settings,
@@ -64,20 +67,16 @@ class Engine:
             )
             for name, settings in pools.items()
         }
-        # Slots of its own, so that a coroutine function may call the pool without waiting for itself.
-        self._coroutines = Pool(
-            self._settings,
-            name=_COROUTINES,
-            slots=threads,
-            executor=InlineExecutor(),
-            observers=observers(_COROUTINES),
-        )
+        self._inline = InlineExecutor()
+        self._serving = False
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[Engine]:
         """Run calls inside this block."""
         async with AsyncExitStack() as stack:
-            for pool in self._all_pools():
+            await stack.enter_async_context(self._inline.lifespan())
+            stack.callback(self.close)
+            for pool in self._pools.values():
                 await stack.enter_async_context(pool.lifespan())
             yield self
 
@@ -86,46 +85,58 @@ class Engine:
         return self._pools[name]
 
     def batcher(self, func: Callable[[list[Any]], Any], *, max_size: int, pool: str) -> Batcher:
-        """Return the batcher of ``func``, the same one every time."""
-        batcher = self._batchers.get(func)
-        if batcher is None:
-            runs_in = self._coroutines if is_coroutine_function(func) else self._pools[pool]
-            sizes = self._batch_sizes(name_of(func))
-            batcher = self._batchers[func] = Batcher(func, max_size=max_size, pool=runs_in, sizes=sizes)
-        return batcher
+        """Return a new batcher of ``func``, in a pool; a coroutine function gets slots of its own.
+
+        So a coroutine function may use the pools without waiting for a slot that it holds itself.
+        """
+        name = name_of(func)
+        if is_coroutine_function(func):
+            runs_in = Pool(
+                self._settings,
+                name=name,
+                slots=_CONCURRENT_BATCHES,
+                executor=self._inline,
+                observers=self._observers(name),
+            )
+            self._join(runs_in)
+        else:
+            runs_in = self._pools[pool]
+        sizes = self._batch_sizes(name)
+        return Batcher(func, max_size=max_size, pool=runs_in, sizes=sizes, context=self._context)
 
     def limit(self, name: str, bounds: LimitBounds) -> AdaptiveLimit:
-        """Return the adaptive limit of that name; its bounds are those of the first call."""
-        limit = self._limits.get(name)
-        if limit is None:
-            gradient = Gradient(initial=bounds.initial, least=bounds.least, most=bounds.most)
-            limit = self._limits[name] = AdaptiveLimit(
-                self._settings, name=name, gradient=gradient, observers=self._observers(name)
-            )
-            limit.closed = self._coroutines.closed
-            limit.default_timeout_s = self._coroutines.default_timeout_s
+        """Return a new adaptive limit."""
+        gradient = Gradient(initial=bounds.initial, least=bounds.least, most=bounds.most)
+        limit = AdaptiveLimit(self._settings, name=name, gradient=gradient, observers=self._observers(name))
+        self._join(limit)
         return limit
 
     def serve(self) -> None:
         """From now on, calls without a timeout of their own get the default one."""
+        self._serving = True
         for gate in self._gates():
             gate.serve()
 
     def stuck(self) -> list[str]:
         """Say which pools are stuck, in which call, for how long and where."""
-        return [reason for pool in self._all_pools() if (reason := pool.stuck())]
+        return [reason for pool in self._pools.values() if (reason := pool.stuck())]
 
     async def drain(self, timeout_s: float) -> None:
         """Let running and waiting calls finish, at most ``timeout_s`` seconds."""
-        await asyncio.gather(*(pool.drain(timeout_s) for pool in self._all_pools()))
+        await asyncio.gather(*(gate.drain(timeout_s) for gate in self._gates() if isinstance(gate, Pool)))
 
     def close(self) -> None:
         """Refuse everything from now on."""
+        self._closed = True
         for gate in self._gates():
             gate.close()
 
-    def _all_pools(self) -> list[Pool]:
-        return [*self._pools.values(), self._coroutines]
+    def _join(self, gate: Gate[Any]) -> None:
+        self._joined.append(gate)
+        if self._serving:
+            gate.serve()
+        if self._closed:
+            gate.close()
 
     def _gates(self) -> list[Gate[Any]]:
-        return [*self._all_pools(), *self._limits.values()]
+        return [*self._pools.values(), *self._joined]

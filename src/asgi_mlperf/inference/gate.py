@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from asgi_mlperf.exceptions import DeadlineExceeded, Overloaded
 from asgi_mlperf.hooks import current_exchange
-from asgi_mlperf.inference.admission import Admission, Refusal, Turn, Waiting
+from asgi_mlperf.inference.admission import Admission, Refusal, ServiceTime, Turn, Waiting
 from asgi_mlperf.inference.deadlines import clock, current_deadline, deadline_of
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ PRIORITIES = ("high", "normal", "low")
 """What a call may ask for, most urgent first; the lowest gets its share too."""
 
 _LOG_EVERY_S = 1.0
+_LONGEST_MS = 7 * 24 * 3600 * 1000
 _REFUSALS = {
     "queue_full": "overloaded: the queue is full",
     "too_late": "overloaded: the queue is too long for the deadline",
@@ -49,6 +50,7 @@ class PoolSettings(BaseModel):
     timeout_ms: int = Field(
         default=60_000,
         ge=1,
+        le=_LONGEST_MS,
         description="deadline of a call, queue and run together, once the app has started",
     )
     deadline_header: str = Field(
@@ -59,6 +61,7 @@ class PoolSettings(BaseModel):
     stuck_ms: int = Field(
         default=60_000,
         ge=1,
+        le=_LONGEST_MS,
         description="run time of every call of a pool at once that turns readiness off",
     )
 
@@ -86,6 +89,7 @@ class Gate(abc.ABC, Generic[Work]):
         self._max_queue = settings.max_queue
         self._header = settings.deadline_header.lower().encode()
         self._admission: Admission[Work] = Admission(slots=slots, max_queue=settings.max_queue)
+        self._services: dict[str, ServiceTime] = {}
         self._unlogged = 0
         self._logged_at = -math.inf
 
@@ -94,8 +98,20 @@ class Gate(abc.ABC, Generic[Work]):
         """Begin ``work``, which has got a slot; call ``_release`` when it has really ended."""
 
     def serve(self) -> None:
-        """From now on, give calls without a timeout of their own the default one."""
+        """From now on, give calls without a timeout of their own the default one.
+
+        What calls took so far is forgotten: loading a model says nothing about using it.
+        """
         self.default_timeout_s = self._timeout_s
+        self._services.clear()
+        self._admission.service_time = ServiceTime()
+
+    def service(self, name: str) -> ServiceTime:
+        """Return what calls of that name take."""
+        service = self._services.get(name)
+        if service is None:
+            service = self._services[name] = ServiceTime()
+        return service
 
     def submit(self, work: Work, *, bounded: bool = True) -> None:
         """Start ``work`` if a slot is free, else let it wait; raise ``Overloaded`` if it may not.
@@ -143,12 +159,20 @@ class Gate(abc.ABC, Generic[Work]):
             raise DeadlineExceeded(f"the deadline of {what} had passed before it was called")
         return deadline
 
-    def refuse_beyond_queue(self, waiting: int) -> None:
-        """Raise ``Overloaded`` for one more behind ``waiting`` others that the caller keeps itself."""
+    def check(self, *, waiting: int, batch: int, deadline: float, service: ServiceTime) -> None:
+        """Raise ``Overloaded`` for an item, kept by its batcher, that may not wait.
+
+        ``waiting`` items are before it and run ``batch`` at a time, each batch in ``service``.
+        """
         if self.closed:
             raise self.refusal("shutting_down")
-        if waiting >= self._max_queue:
+        free = self._admission.slots - self._admission.running
+        if waiting >= self._max_queue + free * batch:
             raise self.refusal("queue_full")
+        batches_before = waiting // batch / self._admission.slots
+        wait_s = self._admission.expected_wait_s(0) + batches_before * service.mean
+        if not free and clock() + wait_s + service.likely > deadline:
+            raise self.refusal("too_late")
 
     def refusal(self, reason: str) -> Overloaded:
         """Count a refusal and return its error; the log has one line a second at the most."""
@@ -156,7 +180,7 @@ class Gate(abc.ABC, Generic[Work]):
         self._unlogged += 1
         now = clock()
         if now - self._logged_at >= _LOG_EVERY_S:
-            log.warning("%s refused %d calls: %s", self.name, self._unlogged, _REFUSALS[reason])
+            log.warning("refused %d calls to %s: %s", self._unlogged, self.name, _REFUSALS[reason])
             self._logged_at, self._unlogged = now, 0
         seconds = self._admission.retry_after_s() * random.uniform(1.0, 1.5)  # noqa: S311 - spreads retries
         return Overloaded(_REFUSALS[reason], retry_after_s=math.ceil(seconds))
@@ -170,9 +194,9 @@ class Gate(abc.ABC, Generic[Work]):
             work.fail(self.refusal("shutting_down"))
         self.observers.queue_length(0)
 
-    def _release(self, seconds: float | None) -> None:
-        """Take a slot back, after ``seconds`` of work if any was done, and give it on."""
-        self._pass_on(self._admission.release(clock(), seconds))
+    def _release(self, done: Work | None = None, seconds: float = 0.0) -> None:
+        """Take a slot back, where ``done`` was done in ``seconds``, and give it on."""
+        self._pass_on(self._admission.release(clock(), done, seconds))
 
     def _pass_on(self, turn: Turn[Work]) -> None:
         for work in turn.refused:

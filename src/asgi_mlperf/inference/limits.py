@@ -81,9 +81,7 @@ class AdaptiveLimit(Gate["Place"]):
     ) -> AsyncIterator[None]:
         """Hold a place inside this block; raise ``Overloaded`` or ``DeadlineExceeded`` if there is none."""
         place = self._place(timeout_s, priority)
-        with self.waiting(place):
-            self.submit(place)
-            await self.result(place)
+        await self._enter(place)
         entered, worked = clock(), False
         try:
             yield
@@ -92,7 +90,17 @@ class AdaptiveLimit(Gate["Place"]):
             self._gradient.overloaded()
             raise
         finally:
-            self._leave(clock() - entered if worked else None)
+            self._leave(place, clock() - entered if worked else None)
+
+    async def _enter(self, place: Place) -> None:
+        with self.waiting(place):
+            self.submit(place)
+            try:
+                await self.result(place)
+            except BaseException:
+                if place.entered:
+                    self._release()
+                raise
 
     def _place(self, timeout_s: float | None, priority: str | None) -> Place:
         now = clock()
@@ -102,13 +110,19 @@ class AdaptiveLimit(Gate["Place"]):
     def _start(self, work: Place) -> None:
         self.observers.wait.observe(clock() - work.queued_at)
         self.observers.running(self._admission.running)
+        if work.future.done():
+            self._release()
+            return
+        work.entered = True
         work.settle(None, None)
 
-    def _leave(self, seconds: float | None) -> None:
-        if seconds is not None:
+    def _leave(self, place: Place, seconds: float | None) -> None:
+        if seconds is None:
+            self._release()
+        else:
             self.observers.run.observe(seconds)
             self._gradient.observe(seconds, self._admission.running)
-        self._release(seconds)
+            self._release(place, seconds)
         self.observers.running(self._admission.running)
         for turn in self._admission.resize(self._gradient.limit, clock()):
             self._pass_on(turn)
@@ -117,13 +131,14 @@ class AdaptiveLimit(Gate["Place"]):
 class Place(Waiter):
     """A place under a limit, waited for by one caller."""
 
-    __slots__ = ("_limit", "level")
+    __slots__ = ("entered", "level", "service")
 
     def __init__(self, limit: AdaptiveLimit, *, queued_at: float, deadline: float, level: int) -> None:
         """Wait for a place under ``limit``."""
         super().__init__(limit.name, queued_at=queued_at, deadline=deadline)
-        self._limit = limit
+        self.entered = False
         self.level = level
+        self.service = limit.service(limit.name)
 
     def fail(self, error: Exception) -> None:
         """Raise ``error`` to the caller."""

@@ -14,7 +14,7 @@ import anyio
 from asgi_mlperf.inference.deadlines import clock
 from asgi_mlperf.inference.gate import Gate, PoolSettings, level_of
 from asgi_mlperf.inference.waiting import name_of
-from asgi_mlperf.inference.work import Call, Work
+from asgi_mlperf.inference.work import Call, Work, current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -67,11 +67,28 @@ class Pool(Gate[Work]):
     ) -> Any:
         """Run ``func(*args)`` in a slot and return its result or raise its exception."""
         now, name = clock(), name_of(func)
-        deadline = self.deadline(now, timeout_s, name)
-        call = Call(func, args, name=name, queued_at=now, deadline=deadline, level=level_of(priority))
+        self.refuse_own(name)
+        call = Call(
+            func,
+            args,
+            name=name,
+            queued_at=now,
+            deadline=self.deadline(now, timeout_s, name),
+            level=level_of(priority),
+            service=self.service(name),
+            pool=self.name,
+        )
         with self.waiting(call):
             self.submit(call)
             return await self.result(call)
+
+    def refuse_own(self, name: str) -> None:
+        """Raise ``RuntimeError`` under a call of this same pool: it would wait for its own slot."""
+        if current_pool.get() == self.name:
+            raise RuntimeError(
+                f"{name} was sent to the pool {self.name!r} from inside one of its own calls, whose slot it "
+                f"would wait for: call it directly, or give it a pool of its own with plugin.pool"
+            )
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until nothing runs or waits, at most ``timeout_s`` seconds."""
@@ -80,7 +97,7 @@ class Pool(Gate[Work]):
                 self._at_rest.clear()
                 await self._at_rest.wait()
         if self._running:
-            log.warning("%s: %d calls still ran after the drain time", self.name, len(self._running))
+            log.warning("%d calls to %s still ran after the drain time", len(self._running), self.name)
 
     def close(self) -> None:
         """Refuse everything from now on, what waits and what runs included; slots free as jobs end."""
@@ -96,13 +113,13 @@ class Pool(Gate[Work]):
         if len(self._running) < self._slots or now - max(self._running.values()) < self._stuck_s:
             return None
         work, started = min(self._running.items(), key=lambda entry: entry[1])
-        return f"{self.name} is stuck: {work.name} runs for {now - started:.0f} s{where(work.thread)}"
+        return f"{self.name} is stuck: {work.name} runs for {now - started:.0f} s{where(work.seat.thread)}"
 
     def _start(self, work: Work) -> None:
         started = clock()
         job = work.begin(started)
         if job is None:
-            self._release(None)
+            self._release()
             return
         for seconds in work.waited(started):
             self.observers.wait.observe(seconds)
@@ -114,8 +131,11 @@ class Pool(Gate[Work]):
         seconds = clock() - self._running.pop(work)
         self.observers.running(len(self._running))
         self.observers.run.observe(seconds)
-        work.finish(outcome)
-        self._release(seconds)
+        try:
+            work.finish(outcome)
+        except Exception as error:  # noqa: BLE001 - whatever the result does when it is looked at
+            work.fail(error)
+        self._release(work, seconds)
         if not self._running:
             self._at_rest.set()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from asgi_mlperf.exceptions import ClientLeft, DeadlineExceeded
 from asgi_mlperf.hooks import current_exchange
@@ -13,6 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _WATCH_AFTER_S = 0.005
+
+
+class _Over:
+    """Stands for the future of a wait that has ended."""
+
+    def done(self) -> Literal[True]:
+        return True
+
+
+_OVER = _Over()
 
 
 class Waiter:
@@ -26,7 +37,7 @@ class Waiter:
         self.queued_at = queued_at
         self.deadline = deadline
         self.reason = ""
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[Any] | _Over = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> Any:
         """Return the result or raise the error; afterwards ``reason`` says why it was given up, if it was.
@@ -39,21 +50,25 @@ class Waiter:
         expiry = None
         if self.deadline != math.inf:
             expiry = loop.call_later(self.deadline - self.queued_at, self._expire)
+        future = cast("asyncio.Future[Any]", self.future)
         try:
-            return await self.future
+            return await future
         except asyncio.CancelledError:
             self.reason = "cancelled"
             raise
         finally:
+            del future
             departure.cancel()
             if expiry is not None:
                 expiry.cancel()
             for stop in watch:
                 stop()
+            # An error's traceback holds this frame: without the future there is no way back to the error.
+            self.future = _OVER
 
     def settle(self, result: Any, error: BaseException | None) -> None:
         """End the wait, unless it has ended already."""
-        if self.future.done():
+        if isinstance(self.future, _Over) or self.future.done():
             return
         if error is None:
             self.future.set_result(result)
@@ -73,7 +88,7 @@ class Waiter:
     def _give_up(self, reason: str, error: Exception) -> None:
         if not self.future.done():
             self.reason = reason
-            self.future.set_exception(error)
+            self.settle(None, error)
 
     def _watch(self, watch: list[Callable[[], None]]) -> None:
         exchange = current_exchange.get()
@@ -83,4 +98,6 @@ class Waiter:
 
 def name_of(func: Callable[..., Any]) -> str:
     """Name a function for a message, whatever kind of callable it is."""
+    while isinstance(func, partial):
+        func = func.func
     return getattr(func, "__qualname__", None) or type(func).__qualname__

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextvars
 import inspect
+import math
 import threading
+from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asgi_mlperf.inference.deadlines import current_deadline
-from asgi_mlperf.inference.waiting import Waiter
+from asgi_mlperf.inference.waiting import Waiter, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from asgi_mlperf.inference.admission import ServiceTime
     from asgi_mlperf.inference.executors import Outcome
 
 
 class Work(Protocol):
     """Something that needs a slot; ``begin`` decides at the last moment what is run in it.
 
-    ``thread`` is the thread that runs it, as soon as one does.
+    ``seat`` knows the thread that runs it, as soon as one does; ``service`` what such work takes.
     """
 
     name: str
@@ -27,7 +31,8 @@ class Work(Protocol):
     queued_at: float
     level: int
     context: contextvars.Context
-    thread: int | None
+    service: ServiceTime
+    seat: Seat
 
     def begin(self, now: float) -> Callable[[], Any] | None:
         """Return the job, or None when nothing is left to do."""
@@ -42,10 +47,32 @@ class Work(Protocol):
         """Take that it will not be run, or not be waited for."""
 
 
+class Seat:
+    """What a job knows of its place, and tells: the pool, the deadline, and the thread once it runs."""
+
+    __slots__ = ("deadline", "pool", "thread")
+
+    def __init__(self, pool: str, deadline: float = math.inf) -> None:
+        """Be nowhere yet."""
+        self.pool = pool
+        self.deadline = deadline
+        self.thread: int | None = None
+
+    def take(self) -> None:
+        """Note, from inside the job, where it runs and until when it is of use."""
+        self.thread = threading.get_ident()
+        current_deadline.set(self.deadline)
+        current_pool.set(self.pool)
+
+
+current_pool: ContextVar[str | None] = ContextVar("current_pool", default=None)
+"""The pool whose slot the running code holds."""
+
+
 class Call(Waiter):
     """One call of ``Pool.run``, waited for by one caller."""
 
-    __slots__ = ("_args", "_func", "context", "level", "thread")
+    __slots__ = ("_args", "_func", "context", "level", "seat", "service")
 
     def __init__(
         self,
@@ -56,6 +83,8 @@ class Call(Waiter):
         queued_at: float,
         deadline: float,
         level: int,
+        service: ServiceTime,
+        pool: str,
     ) -> None:
         """Take the caller's context variables along."""
         super().__init__(name, queued_at=queued_at, deadline=deadline)
@@ -63,11 +92,12 @@ class Call(Waiter):
         self._args = args
         self.level = level
         self.context = contextvars.copy_context()
-        self.thread: int | None = None
+        self.service = service
+        self.seat = Seat(pool, deadline)
 
     def begin(self, now: float) -> Callable[[], Any] | None:  # noqa: ARG002 - part of Work
         """Run the call, unless nobody waits for it any more."""
-        return None if self.future.done() else self._job
+        return None if self.future.done() else partial(_call, self._func, self._args, self.seat)
 
     def waited(self, now: float) -> Iterable[float]:
         """Return the one caller's wait."""
@@ -81,14 +111,14 @@ class Call(Waiter):
         """Raise ``error`` to the caller."""
         self.settle(None, error)
 
-    def _job(self) -> Any:
-        self.thread = threading.get_ident()
-        current_deadline.set(self.deadline)
-        result = self._func(*self._args)
-        if inspect.iscoroutine(result):
-            result.close()
-            raise TypeError(
-                f"plugin.run calls plain functions in a thread, and {self.name} is a coroutine function: "
-                f"await it directly"
-            )
-        return result
+
+def _call(func: Callable[..., Any], args: tuple[Any, ...], seat: Seat) -> Any:
+    seat.take()
+    result = func(*args)
+    if inspect.iscoroutine(result):
+        result.close()
+        raise TypeError(
+            f"plugin.run calls plain functions in a thread, and {name_of(func)} is a coroutine function: "
+            f"await it directly"
+        )
+    return result

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.health import Readiness
-from asgi_mlperf.runtime.calls import inference, warmed_up
+from asgi_mlperf.runtime.calls import inference, warmed_up, warmed_up_stock
 from asgi_mlperf.runtime.garbage import garbage
 from asgi_mlperf.runtime.process import Publisher, process_of
-from asgi_mlperf.runtime.serving import endpoints_of, published, served, telemetry
+from asgi_mlperf.runtime.serving import endpoints_of, published, served, telemetry, without_the_apps_own
 from asgi_mlperf.runtime.threads import caps_hooks, native_threads, self_checked
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from asgi_mlperf.inference.gate import PoolSettings
     from asgi_mlperf.settings import Settings
 
-__all__ = ["Publisher", "running"]
+__all__ = ["Publisher", "running", "warmed_up_stock"]
 
 
 @asynccontextmanager
@@ -40,13 +40,19 @@ async def running(
         telemetry(process, app) as metrics,
         native_threads(process) as caps,
         inference(process, pools, caps, metrics) as engine,
-        published(process, publisher, engine, endpoints_of(settings, app, readiness, metrics)) as endpoints,
+        published(process, publisher, engine, endpoints_of(settings, readiness, metrics)) as endpoints,
         own_lifespan(app) as state,
         warmed_up(engine, caps, warm_ups),
         self_checked(process, caps, metrics),
         garbage(process) as garbage_hooks,
         served(
-            process, publisher, engine, metrics, readiness, endpoints, (*caps_hooks(caps), *garbage_hooks)
+            process,
+            publisher,
+            engine,
+            metrics,
+            readiness,
+            without_the_apps_own(endpoints, app),
+            (*caps_hooks(caps), *garbage_hooks),
         ),
     ):
         yield state

@@ -6,10 +6,13 @@ import inspect
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from starlette.concurrency import run_in_threadpool
+
+from asgi_mlperf.inference.batching import is_coroutine_function
 from asgi_mlperf.inference.engine import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from asgi_mlperf.host.threads import NativeThreadCaps
     from asgi_mlperf.inference.gate import PoolSettings
@@ -42,12 +45,26 @@ async def warmed_up(
         caps.refresh()  # the app's lifespan may have been the first to import torch
         caps.begin_on_loop()
     for warm_up in warm_ups:
-        if inspect.iscoroutinefunction(warm_up):
-            await warm_up()
-        else:
-            await engine.pool().run(warm_up, ())
+        await _warm_up(warm_up, engine.pool().run)
     engine.serve()
     yield
+
+
+@asynccontextmanager
+async def warmed_up_stock(warm_ups: Sequence[Callable[[], Any]]) -> AsyncIterator[None]:
+    """Run the app's warm-ups where the plugin is off: an app may load its model in one."""
+    for warm_up in warm_ups:
+        await _warm_up(warm_up, lambda func, _: run_in_threadpool(func))
+    yield
+
+
+async def _warm_up(warm_up: Callable[[], Any], run: Callable[..., Awaitable[Any]]) -> None:
+    if is_coroutine_function(warm_up):
+        await warm_up()
+        return
+    (result,) = await run(lambda: [warm_up()], ())
+    if inspect.isawaitable(result):
+        await result
 
 
 def _call(job: Callable[[], Any]) -> Any:

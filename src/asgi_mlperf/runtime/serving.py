@@ -12,7 +12,8 @@ from asgi_mlperf.hooks import Serving
 from asgi_mlperf.runtime.process import no_closer
 from asgi_mlperf.telemetry.exposition import Exposition
 from asgi_mlperf.telemetry.loop_lag import LoopLag
-from asgi_mlperf.telemetry.metrics import Metrics
+from asgi_mlperf.telemetry.metrics import Metrics, workers_end
+from asgi_mlperf.telemetry.routes import templates_of
 from asgi_mlperf.wire.responses import JSONSettings, json_settings
 
 if TYPE_CHECKING:
@@ -33,19 +34,24 @@ log = logging.getLogger("asgi_mlperf")
 async def telemetry(process: Process, app: Any) -> AsyncIterator[Metrics]:
     """Measure inside this block."""
     metrics = Metrics(process.settings.metrics, clock=process.clock, app=app)
-    with process.pauses.watching():
+    with process.pauses.watching(), workers_end():
         yield metrics
 
 
-def endpoints_of(settings: Settings, app: Any, readiness: Readiness, metrics: Metrics) -> dict[str, ASGIApp]:
-    """Return the paths that the plugin answers itself, without those that the app has itself."""
+def endpoints_of(settings: Settings, readiness: Readiness, metrics: Metrics) -> dict[str, ASGIApp]:
+    """Return the paths that the plugin answers itself."""
     endpoints: dict[str, ASGIApp] = {
         settings.health.live_path: readiness.live,
         settings.health.ready_path: readiness.ready,
     }
     if settings.metrics.enabled:
         endpoints[settings.metrics.path] = Exposition(settings.metrics, metrics)
-    own = {getattr(route, "path", None) for route in getattr(app, "routes", ())}
+    return endpoints
+
+
+def without_the_apps_own(endpoints: dict[str, ASGIApp], app: Any) -> dict[str, ASGIApp]:
+    """Leave out the paths for which the app, once started, has a route or a mount of its own."""
+    own = templates_of(app)
     for path in endpoints.keys() & own:
         log.info("the app serves %s itself; its own route stays in place", path)
     return {path: endpoint for path, endpoint in endpoints.items() if path not in own}

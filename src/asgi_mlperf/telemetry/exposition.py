@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from prometheus_client.metrics_core import Metric
     from starlette.types import Receive, Scope, Send
@@ -35,9 +35,16 @@ class Exposition:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one scrape."""
-        encode, content_type = choose_encoder(Headers(scope=scope).get("accept", ""))
+        encode, content_type = _encoder(Headers(scope=scope).get("accept", ""))
         body = await anyio.to_thread.run_sync(encode, self._registry, limiter=self._limiter)
         await Response(body, headers={"content-type": content_type})(scope, receive, send)
+
+
+def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):
+        return choose_encoder("")  # a version that is no number is not a reason to fail
 
 
 class _Registries(CollectorRegistry):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from prometheus_client.multiprocess import mark_process_dead
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import NoDecode
 
 from asgi_mlperf.hooks import PoolObservers
@@ -13,6 +18,8 @@ from asgi_mlperf.telemetry.garbage import GarbageSeries
 from asgi_mlperf.telemetry.routes import RouteTemplates
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from asgi_mlperf.hooks import Clock, Closer, Exchange
 
 _METHODS = frozenset(
@@ -26,6 +33,12 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _rising(bounds: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(0 < low < high < math.inf for low, high in pairwise((*bounds, bounds[-1] + 1))):
+        raise ValueError("bucket bounds are positive, finite seconds in rising order")
+    return bounds
+
+
 class MetricsSettings(BaseModel):
     """What is measured and where it is served."""
 
@@ -33,7 +46,7 @@ class MetricsSettings(BaseModel):
 
     enabled: bool = Field(default=True, description="measure requests and inference, and serve the metrics")
     path: str = Field(default="/metrics", pattern="^/", description="path of the metrics endpoint")
-    buckets: Annotated[tuple[float, ...], NoDecode, BeforeValidator(_split)] = Field(
+    buckets: Annotated[tuple[float, ...], NoDecode, BeforeValidator(_split), AfterValidator(_rising)] = Field(
         default=(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
         min_length=1,
         description="upper bounds of the request duration histogram, in seconds, comma-separated",
@@ -44,6 +57,16 @@ class MetricsSettings(BaseModel):
     default_registry: bool = Field(
         default=True, description="also serve prometheus-client's default registry (process and own metrics)"
     )
+
+
+@contextmanager
+def workers_end() -> Iterator[None]:
+    """Take this worker's gauges out of prometheus-client's multi-process files after this block."""
+    try:
+        yield
+    finally:
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            mark_process_dead(os.getpid())  # type: ignore[no-untyped-call] # prometheus-client's is untyped
 
 
 class Metrics:

@@ -55,7 +55,7 @@ class RouteTemplates:
             if context is not None and context.original_route is route:
                 return str(context.path_format)
             if getattr(route, "endpoint", None) is endpoint:
-                return str(route.path_format)
+                return str(getattr(route, "path_format", UNMATCHED))
             if getattr(route, "app", None) is endpoint:
                 return _REST if hasattr(route, "path_format") else UNMATCHED
         self._read_routes()
@@ -86,13 +86,13 @@ class RouteTemplates:
         for route in _flat(routes):
             path_regex = getattr(route, "path_regex", None)
             inner = getattr(route, "routes", None)
-            if path_regex is None:
+            if path_regex is None or not hasattr(route, "path_format"):
                 self._read(inner or (), template, pattern)
-            elif not hasattr(route, "endpoint"):
+            elif hasattr(route, "endpoint"):
+                self._endpoints.setdefault(id(route.endpoint), []).append((path_regex, route.path_format))
+            elif hasattr(route, "app"):
                 self._endpoints.setdefault(id(route.app), []).append((_ANYTHING, _REST))
                 self._read_mount(route, inner or (), template, pattern)
-            else:
-                self._endpoints.setdefault(id(route.endpoint), []).append((path_regex, route.path_format))
 
     def _read_mount(self, mount: Any, inner: Iterable[Any], template: str, pattern: str) -> None:
         template += mount.path_format.removesuffix(_REST)
@@ -103,6 +103,18 @@ class RouteTemplates:
         else:
             self._constant_mounts[template] = template
         self._read(inner, template, pattern)
+
+
+def templates_of(app: Any) -> set[str]:
+    """Return the full templates of all routes of ``app``, and the prefixes of its mounts."""
+    return set(_templates(getattr(app, "routes", ()), ""))
+
+
+def _templates(routes: Iterable[Any], prefix: str) -> Iterator[str]:
+    for route in _flat(routes):
+        template = prefix + str(getattr(route, "path_format", "")).removesuffix(_REST)
+        yield template
+        yield from _templates(getattr(route, "routes", None) or (), template)
 
 
 def _flat(routes: Iterable[Any]) -> Iterator[Any]:
