@@ -124,4 +124,4 @@ def _flat(routes: Iterable[Any]) -> Iterator[Any]:
             yield route
         else:
             for context in contexts():
-                yield getattr(context, "starlette_route", None) or context.original_route
+                yield getattr(context, "starlette_route", None) or context
