@@ -105,7 +105,7 @@ class Collector:
         self._policy.saw_memory(heap)
         self._pauses.keep_watching()
         self._switches.inspect(self._freezer.times)
-        if self._policy.needs_thaw(heap):
+        if self._freezer.objects and self._policy.needs_thaw(heap):
             self._policy.thawed(self._freezer.thaw())
         self._mind_the_valve(heap)
         self._set_limits()
@@ -151,8 +151,7 @@ class Collector:
                 return
             gc.collect()
             self._grew()
-            heap = self._heap()
-            if self._policy.wants_freeze(heap):
+            if self._freezer.available and self._policy.wants_freeze(self._heap()):
                 self._freezer.freeze(self._policy.old_objects)
                 self._policy.froze()
 
@@ -172,6 +171,8 @@ class Collector:
 
     def _learn(self, pause: Pause) -> None:
         # Called inside a collection, in any thread, perhaps inside a lock: arithmetic only.
+        if not self._active:
+            return
         self._policy.collected(
             pause.generation,
             seconds=pause.seconds,
@@ -203,9 +204,13 @@ class Collector:
             self._switches.set(self._policy.backstop(heap, automatic=young), middle, _NEVER)
 
     def _set_limits(self) -> None:
-        wants_full = self._policy.deferred_s(self._clock()) > 0
-        self._quiet_limit = 0 if wants_full else self._policy.young_limit(quiet=True)
-        self._busy_limit = 0 if wants_full else self._policy.young_limit(quiet=False)
+        if self._policy.deferred_s(self._clock()) > 0:
+            self._quiet_limit = self._busy_limit = 0
+        elif self._kind.has_generations:
+            self._quiet_limit = self._policy.young_limit(quiet=True)
+            self._busy_limit = self._policy.young_limit(quiet=False)
+        else:
+            self._quiet_limit = self._busy_limit = _NEVER
         tight = self._limit and self._limit - self._rss < _TIGHT_BYTES
         self._ends_per_look = _ENDS_PER_LOOK_WHEN_TIGHT if tight else _ENDS_PER_LOOK_AT_MEMORY
 
@@ -215,4 +220,5 @@ class Collector:
         state.deferred_s = self._policy.deferred_s(now)
 
     def _give_up(self) -> None:
+        self._active = False
         self._switches.set(*self._switches.found)

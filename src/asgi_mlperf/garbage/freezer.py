@@ -26,13 +26,13 @@ class Freezer:
         """Begin without touching anything.
 
         ``objects`` are frozen, ``times`` is how often we froze, ``left_alone`` objects are alive at the
-        start and could not be frozen.
+        start and are not frozen, as the heap is not ``available``.
         """
         self.objects = 0
         self.times = 0
         self.left_alone = 0
         self._found = gc.get_freeze_count()
-        self._available = self._found <= FROZEN_BY_INTERPRETER
+        self.available = self._found <= FROZEN_BY_INTERPRETER
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -42,7 +42,7 @@ class Freezer:
         collections, once they are re-armed, do not wait for a quarter of the frozen heap.
         """
         gc.collect()
-        if not self._available:
+        if not self.available:
             log.info("the heap was frozen before asgi-mlperf started; left as it is")
             self.left_alone = len(gc.get_objects())
         self.freeze(0)
@@ -52,20 +52,20 @@ class Freezer:
             yield
         finally:
             self.thaw()
-            if self._available and self._found:
+            if self.available and self._found:
                 # CPython 3.12 moves objects that can never die back by itself when it collects.
                 gc.collect()
 
     def freeze(self, objects: int) -> None:
         """Freeze what is alive, about ``objects`` of them: counting costs as much as a full collection."""
-        if self._available:
+        if self.available:
             gc.freeze()
             self.times += 1
             self.objects += objects
 
     def thaw(self) -> int:
         """Unfreeze everything and return about how many objects that were."""
-        if not self._available:
+        if not self.available:
             return 0
         objects, self.objects = self.objects, 0
         gc.unfreeze()

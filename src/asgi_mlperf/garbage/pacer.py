@@ -12,9 +12,9 @@ _LONGEST_BACK_OFF = 8
 class Pacer:
     """A debt that each collection makes and that time pays back.
 
-    A collection that took ``s`` seconds lets the next one wait for ``s / share``, so that over any time
-    collections take ``share`` of it and one collection more. Young ones are charged for what they spent
-    on survivors only: garbage has to be freed at some time, sooner costs no more.
+    A collection that spent ``s`` seconds on survivors lets the next one wait for ``s / share``, so that
+    over any time this takes ``share`` of it and one collection more. What is spent on garbage is not
+    charged: it has to be freed at some time, and sooner costs no more.
 
     As in Go, the cost of the next one is predicted from the cost per object of those before. All methods
     may be called at any allocation, in any thread, so each only stores plain numbers.
@@ -26,33 +26,41 @@ class Pacer:
         self._full_share = full_share
         self.seconds_per_object = _COST_AT_START
         self.survivors = 0
+        self._left_between = False
         self.old = 0
         self.back_off = 1
         self.full_seconds = 0.0
         self.full_at = self.full_from = self.young_from = now
 
-    def young(self, *, seconds: float, candidates: int, freed: int, now: float) -> None:
-        """Learn from a young collection."""
-        survivors = max(0, candidates - freed)
-        self.survivors += survivors
-        if candidates >= _TELLING_CANDIDATES:
+    def young(self, *, seconds: float, candidates: int, freed: int, now: float, promoted: bool) -> None:
+        """Learn from a young collection; if ``promoted``, only a full one looks at survivors again."""
+        looked_at = max(candidates, 1)
+        if promoted and self._left_between:
+            # It also looked at what earlier ones had left, and only the time it took tells how much.
+            looked_at = max(looked_at, int(seconds / self.seconds_per_object))
+        elif candidates >= _TELLING_CANDIDATES:
             low, high = _COST_BOUNDS
             cost = min(max(seconds / candidates, low), high)
             self.seconds_per_object += 0.3 * (cost - self.seconds_per_object)
-        spent_on_survivors = seconds * survivors / max(candidates, 1)
-        self.young_from = now + spent_on_survivors / self._young_share
+        survivors = max(0, looked_at - freed)
+        if promoted:
+            self.survivors += survivors
+        self._left_between = not promoted
+        self.young_from = now + seconds * survivors / looked_at / self._young_share
 
     def full(self, *, seconds: float, candidates: int, freed: int, now: float) -> None:
         """Learn from a full collection; one that frees next to nothing doubles the wait for the next."""
-        looked_at = self.old + self.survivors + candidates
-        fruitless = freed <= _FRUITLESS_SHARE * looked_at
+        known = self.old + self.survivors + candidates
+        fruitless = freed <= _FRUITLESS_SHARE * known
+        # Survivors that died since are known no more, others were never counted: the time tells as well.
+        by_time = int(seconds / self.seconds_per_object)
+        looked_at = max(known, by_time, freed, 1)
         self.back_off = min(2 * self.back_off, _LONGEST_BACK_OFF) if fruitless else 1
-        # Survivors that died since were counted too; the time it took tells how many were left.
-        self.old = min(max(0, looked_at - freed), int(seconds / self.seconds_per_object))
+        self.old = min(looked_at - freed, by_time)
         self.survivors = 0
         self.full_seconds = seconds
         self.full_at = now
-        self.full_from = now + seconds / self._full_share
+        self.full_from = now + seconds * (looked_at - freed) / looked_at / self._full_share
 
     def froze(self) -> None:
         """Learn that everything alive is out of reach of the next full collection."""

@@ -21,6 +21,7 @@ _GROWTH_SHARE = 0.10
 _FREEZABLE_OBJECTS = 20_000
 _FREEZE_BUSY_AFTER = 4
 _BACKSTOP_BYTES_PER_OBJECT = 1024
+_FAST_GROWTH = 2  # times what makes a full collection due: faster than quiet moments come
 _LEAST_GROWTH = 4 * _MEBIBYTE
 _NEW_PASSES = 10  # as many as CPython makes
 
@@ -66,9 +67,7 @@ class GarbageSettings(BaseModel):
     full_interval_s: float = Field(
         default=60.0, gt=0, description="seconds after which any survivors make a full collection due"
     )
-    full_share: float = Field(
-        default=0.01, gt=0, le=1, description="share of wall time that full collections may take"
-    )
+    full_share: float = Field(default=0.01, gt=0, le=1, description="the same share for full collections")
     quiet_ms: float = Field(
         default=100.0, ge=0, description="milliseconds without traffic before a long full collection"
     )
@@ -98,19 +97,20 @@ class GarbageSettings(BaseModel):
 class Policy:
     """Decides from what it is shown and what past collections cost and freed; touches nothing.
 
-    Young collections spend at most ``young_share`` of the time on objects that live on, and full ones
-    take at most ``full_share``; each may be ahead by one collection. Growing memory comes before the
-    share, and what somebody else starts is not counted, CPython included.
+    On objects that live on, young collections spend at most ``young_share`` of the time and full ones
+    ``full_share``; each may be ahead by one collection. Growing memory comes before the share, and what
+    somebody else starts is not counted, CPython included.
     """
 
     def __init__(
         self, settings: GarbageSettings, *, now: float, rss: int, old: int = 0, has_generations: bool = True
     ) -> None:
-        """Begin at ``now`` (seconds) with ``old`` objects not frozen and ``rss`` bytes resident."""
+        """Begin at ``now`` (seconds) with ``rss`` bytes resident; ``old`` objects cannot be frozen."""
         self._settings = settings
         self._has_generations = has_generations
         self._pacer = Pacer(settings.young_share, settings.full_share, now=now)
         self._pacer.thawed(old)
+        self._can_freeze = not old
         self._live_rss: int | None = rss
         self._left_rss: int | None = rss
         self._due_since: float | None = None
@@ -123,7 +123,8 @@ class Policy:
             return Generation.FULL
         if not self._has_generations:
             return None
-        enough = heap.new_objects >= self.young_limit(quiet=heap.is_quiet)
+        left_by_new_passes = heap.new_passes > 0 and not heap.in_flight
+        enough = left_by_new_passes or heap.new_objects >= self.young_limit(quiet=heap.is_quiet)
         affordable = heap.now >= self._pacer.young_from
         if not (enough and affordable) and not self.grew(heap):
             return None
@@ -170,10 +171,9 @@ class Policy:
 
     def needs_thaw(self, heap: Heap) -> bool:
         """Say whether memory is so short that frozen objects must be looked at as well."""
-        short = bool(heap.limit) and heap.rss > max(
-            self._settings.memory_share * heap.limit, self._thaw_above
-        )
-        return short and not self._thawed
+        if self._thawed or not heap.limit:
+            return False
+        return heap.rss > max(self._settings.memory_share * heap.limit, self._thaw_above)
 
     def valve_reason(self, heap: Heap) -> Literal["memory", "overdue"] | None:
         """Say why CPython must collect by itself: nobody got to ``choose`` in time."""
@@ -197,10 +197,12 @@ class Policy:
         """Learn from a collection that had ``candidates`` new objects to look at, whoever asked for it."""
         self._left_rss = None
         if self._has_generations and generation != Generation.FULL:
-            self._pacer.young(seconds=seconds, candidates=candidates, freed=freed, now=now)
+            promoted = generation == Generation.YOUNG
+            self._pacer.young(seconds=seconds, candidates=candidates, freed=freed, now=now, promoted=promoted)
             return
         self._pacer.full(seconds=seconds, candidates=candidates, freed=freed, now=now)
-        self._due_since = self._live_rss = None
+        self._due_since = None
+        self._live_rss = None
         if self._thawed:
             self._thaw_above = math.inf
 
@@ -210,13 +212,11 @@ class Policy:
         return self._pacer.old
 
     def saw_memory(self, heap: Heap) -> None:
-        """Take the first look at memory after a collection as what that left."""
-        if self._left_rss is None:
-            self._left_rss = heap.rss
-        if self._live_rss is None:
-            self._live_rss = heap.rss
-            if self._thaw_above == math.inf:
-                self._thaw_above = (heap.rss + heap.limit) / 2
+        """Take the first look at memory after a collection, and the lowest since, as what that left."""
+        self._left_rss = heap.rss if self._left_rss is None else min(self._left_rss, heap.rss)
+        self._live_rss = heap.rss if self._live_rss is None else min(self._live_rss, heap.rss)
+        if self._thaw_above == math.inf:
+            self._thaw_above = (heap.rss + heap.limit) / 2
 
     def froze(self) -> None:
         """Learn that what is alive will not be looked at again."""
@@ -243,13 +243,13 @@ class Policy:
     def _full_is_due(self, heap: Heap) -> bool:
         pacer, settings = self._pacer, self._settings
         survivors = pacer.survivors + (0 if self._has_generations else heap.new_objects)
-        enough = max(settings.full_objects, pacer.old / 4) * pacer.back_off
-        stale = survivors > 0 and heap.now - pacer.full_at >= settings.full_interval_s * pacer.back_off
+        enough = survivors >= max(settings.full_objects, pacer.old / 4) * pacer.back_off
+        stale = heap.now - pacer.full_at >= settings.full_interval_s * pacer.back_off
         idle = heap.is_quiet and heap.quiet_s >= settings.refreeze_idle_s
-        loaded_late = idle and survivors > 0 and survivors + pacer.old >= _FREEZABLE_OBJECTS
-        due = heap.now >= pacer.full_from and (
-            survivors >= enough or stale or loaded_late or self._thawed or self._growth(heap) >= 1
-        )
+        loaded_late = idle and self._can_freeze and survivors + pacer.old >= _FREEZABLE_OBJECTS
+        growth = self._growth(heap)
+        wanted = enough or (stale and survivors + pacer.old > 0) or loaded_late or self._thawed or growth >= 1
+        due = (wanted and heap.now >= pacer.full_from) or growth >= _FAST_GROWTH
         if not due:
             self._due_since = None
         elif self._due_since is None:
@@ -257,7 +257,7 @@ class Policy:
         return due
 
     def _is_moment_for_full(self, heap: Heap) -> bool:
-        if self._growth(heap) >= 2:  # noqa: PLR2004 - memory grows faster than quiet moments come
+        if self._growth(heap) >= _FAST_GROWTH:
             return True
         if not heap.is_quiet:
             return False

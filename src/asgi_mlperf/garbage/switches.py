@@ -54,7 +54,7 @@ class Switches:
 
     def _inspect_thresholds(self) -> None:
         thresholds = gc.get_threshold()
-        if thresholds != self._set:
+        if thresholds not in (self._set, self._wanted):
             self._tell("gc.set_threshold()", "the schedule's own are back; mode=freeze leaves them to you")
             gc.set_threshold(*self._wanted)
 
@@ -69,8 +69,10 @@ class Switches:
 
     def _inspect_freeze(self, freezes: int) -> None:
         # Only a full collection and a freeze reset this count; counting frozen objects would cost far more.
+        full = _full_collections()
         old = gc.get_count()[_OLDEST]
-        full = gc.get_stats()[_OLDEST]["collections"]
+        if full != _full_collections():
+            return
         if old < self._old_before and full == self._full_before and freezes == self._freezes_before:
             self._tell("gc.freeze()", "what was garbage then stays; call it before the app starts, or never")
         self._old_before, self._full_before, self._freezes_before = old, full, freezes
@@ -79,3 +81,8 @@ class Switches:
         if call not in self._told:
             self._told.add(call)
             log.warning("%s was called by something else while serving: %s", call, consequence)
+
+
+def _full_collections() -> int:
+    count: int = gc.get_stats()[_OLDEST]["collections"]
+    return count
