@@ -15,6 +15,8 @@ def dumps(content: object) -> bytes:
         orjson.JSONEncodeError: not in one call, or not at all.
         UnserializableError: the same.
     """
+    if arrays.is_numbers(content):
+        return arrays.dumps(content)
     # orjson's own dataclass support skips names with a leading underscore and adds cached properties.
     return orjson.dumps(content, default=_default, option=orjson.OPT_PASSTHROUGH_DATACLASS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import wraps
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.datastructures import Default, DefaultPlaceholder
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from starlette._utils import is_async_callable
 from starlette.responses import Response
 
 from asgi_mlperf.exceptions import BodyRefused
@@ -129,7 +129,7 @@ async def _inject(response: Response) -> Response:
 
 def _answering(endpoint: Callable[..., Any], status_code: int | None) -> Callable[..., Any]:
     """The endpoint with one more parameter, FastAPI's injected ``Response``, and a response as result."""
-    if is_async_callable(endpoint):
+    if iscoroutinefunction(endpoint) or iscoroutinefunction(type(endpoint).__call__):
 
         @wraps(endpoint)
         async def answering(**values: Any) -> Response:
@@ -145,7 +145,7 @@ def _answering(endpoint: Callable[..., Any], status_code: int | None) -> Callabl
 
     signature = inspect.signature(endpoint)
     extra = inspect.Parameter(
-        _INJECTED, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[Response, Depends(_inject)]
+        _INJECTED, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[Any, Depends(_inject)]
     )
     parameters = [*signature.parameters.values(), extra]
     answering.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined] # for inspect
