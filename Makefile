@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint types layers unit demo serve docs clean
+.PHONY: help test lint types layers unit demo serve conformance docs clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -36,6 +36,9 @@ demo: $(VENV)/.ready  ## serve the example app without and with the plugin, and 
 
 serve: $(VENV)/.ready  ## serve the example app on http://127.0.0.1:8000
 	$(BIN)/python -m uvicorn example_app.main:app --host 127.0.0.1 --port 8000
+
+conformance: $(VENV)/.ready  ## run Starlette's and FastAPI's own tests with the plugin in every app
+	$(BIN)/python tests/conformance/conformance.py
 
 docs: $(VENV)/.ready  ## write the settings tables of README.md and docs/settings.md
 	$(BIN)/python docs/generate.py

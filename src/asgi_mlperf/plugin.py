@@ -64,6 +64,7 @@ class Plugin:
         """Use ``settings``, else read them from ``ASGI_MLPERF_*``; raises ``ConfigurationError``."""
         self.settings = Settings() if settings is None else settings
         self._publisher = Publisher()
+        self._started: set[Any] = set()
         self._warm_ups: list[Callable[[], Any]] = []
         self._wrapped: list[Lifespan] = []
         self._pools: dict[str, PoolSettings] = {DEFAULT_POOL: self.settings.pool}
@@ -235,7 +236,7 @@ class Plugin:
     @asynccontextmanager
     async def _around(self, own: Lifespan, app: Any) -> AsyncIterator[Any]:
         loop = _running_loop()
-        if loop in self._publisher.engines:
+        if loop in self._started:
             async with own(app) as state:
                 yield state
         elif not self.settings.enabled or loop is None:
@@ -248,9 +249,13 @@ class Plugin:
                 log.warning(
                     "asgi-mlperf runs without its middleware: app.add_middleware(PerfMiddleware, ...)"
                 )
-            started = running(self.settings, self._pools, app, own, self._warm_ups, self._publisher)
-            async with started as state:
-                yield state
+            self._started.add(loop)
+            try:
+                started = running(self.settings, self._pools, app, own, self._warm_ups, self._publisher)
+                async with started as state:
+                    yield state
+            finally:
+                self._started.discard(loop)
 
 
 def _running_loop() -> Any:

@@ -125,8 +125,8 @@ def test_a_standing_delay_turns_the_queue_to_newest_first_and_peace_turns_it_bac
         return admission.release(now, Entry(service=kind), 0.01).next
 
     for _ in range(60):
-        admission.offer(Entry(queued_at=now, service=kind), now)
-    for _ in range(30):
+        admission.offer(Entry(queued_at=now, deadline=now + 0.7, service=kind), now)
+    for _ in range(40):
         now += 0.01
         serve()
     newest = Entry(queued_at=now, service=kind)
@@ -155,6 +155,18 @@ def test_more_slots_start_what_waits_and_fewer_take_effect_as_slots_free():
     assert admission.release(0.0).next is None
     assert admission.release(0.0).next is second
     assert admission.running == 1
+
+
+def test_callers_with_time_are_served_in_order_however_long_the_queue():
+    kind = taking(0.01)
+    admission = busy(service=kind, max_queue=10_000)
+    now, entries = 0.0, []
+    for step in range(400):
+        now += 0.01
+        entries.append(Entry(queued_at=now, deadline=now + 60, service=kind))
+        admission.offer(entries[-1], now)
+        if step >= 200:
+            assert admission.release(now, Entry(service=kind), 0.01).next is entries[step - 200]
 
 
 def test_a_burst_is_no_standing_delay():

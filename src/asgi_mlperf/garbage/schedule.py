@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from asgi_mlperf.garbage.collector import Collector
 from asgi_mlperf.garbage.freezer import Freezer
 from asgi_mlperf.garbage.kinds import collector_kind
-from asgi_mlperf.garbage.turns import HostTurns
 
 if TYPE_CHECKING:
     import asyncio
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
     from asgi_mlperf.garbage.pauses import Pauses
     from asgi_mlperf.garbage.policy import GarbageSettings
+    from asgi_mlperf.garbage.turns import HostTurns
     from asgi_mlperf.hooks import Clock, RequestHook, Traffic
 
 
@@ -29,6 +29,7 @@ def scheduled(
     pauses: Pauses,
     rss: Callable[[], int],
     memory_limit: int | None,
+    turns: HostTurns,
 ) -> Iterator[tuple[RequestHook, ...]]:
     """Rule the collector inside this block as ``settings.mode`` says; yield what requests must call.
 
@@ -51,7 +52,7 @@ def scheduled(
             traffic=traffic,
             pauses=pauses,
             freezer=freezer,
-            turn=HostTurns().take,
+            turn=turns.take,
             rss=rss,
             memory_limit=memory_limit,
         )

@@ -31,10 +31,15 @@ class Library:
     set: Callable[[int], None]
 
 
-def loaded() -> Iterator[Library]:
-    """Yield every library that is loaded now, torch apart from the OpenMP runtime that it governs."""
+def look_up() -> ThreadpoolController:
+    """Find the native libraries that are loaded now, which reads files: not for the event loop."""
+    return ThreadpoolController()
+
+
+def loaded(found: ThreadpoolController) -> Iterator[Library]:
+    """Yield every library in ``found``, torch apart from the OpenMP runtime that it governs."""
     torch = _torch()
-    for controller in ThreadpoolController().lib_controllers:
+    for controller in found.lib_controllers:
         library = _native(controller)
         if torch is None or not library.per_thread or not _governs(torch, library):
             yield library

@@ -23,6 +23,8 @@ from asgi_mlperf.host import libraries
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from threadpoolctl import ThreadpoolController
+
     from asgi_mlperf.host.libraries import Library
     from asgi_mlperf.host.widths import Plan, Widths
 
@@ -157,13 +159,16 @@ class NativeThreadCaps:
         """What the calling thread was last capped to; 0 if it never was."""
         return self._of_thread.plan.thread if self._of_thread.plan else 0
 
-    def refresh(self) -> None:
-        """Look for libraries that were loaded since; takes milliseconds."""
+    def refresh(self, looked_up: ThreadpoolController | None = None) -> None:
+        """Take in libraries that were loaded since; without what was ``looked_up``, it takes milliseconds."""
         with self._lock:
+            if self._looked_at == math.inf:
+                return
             self._looked_at = self._clock()
             self._modules = len(sys.modules)
             known = self._libraries
-            found = {new.key: known.get(new.key, new) for new in libraries.loaded()}
+            looked_up = libraries.look_up() if looked_up is None else looked_up
+            found = {new.key: known.get(new.key, new) for new in libraries.loaded(looked_up)}
             if found.keys() == known.keys():
                 return
             self._libraries = found
@@ -204,7 +209,11 @@ class NativeThreadCaps:
 
     def _apply(self, running: int, *, on_loop: bool = False) -> None:
         if len(sys.modules) != self._modules and self._clock() - self._looked_at >= _LOOK_AGAIN_S:
-            self.refresh()
+            if on_loop:  # a request must not wait; what was exported caps a library's first ops
+                self._looked_at = self._clock()
+                threading.Thread(target=self.refresh, name="asgi-mlperf-caps", daemon=True).start()
+            else:
+                self.refresh()
         plan = self._plans[min(running, self._most)]
         if self._of_thread.plan is not plan:
             self._cap_thread(plan, at_most=1 if on_loop and self._loop_is_forked else plan.thread)
@@ -238,8 +247,8 @@ class NativeThreadCaps:
             return
         if self._torch_by_app is None:
             log.warning(
-                "the app set torch's threads to %d while running (torch.set_num_threads); all threads use that "
-                "from now on. ASGI_MLPERF_THREADS__NATIVE sets it from the start",
+                "the app set torch's threads to %d while running (torch.set_num_threads); all threads use "
+                "that from now on. ASGI_MLPERF_THREADS__NATIVE sets it from the start",
                 chosen,
             )
         mine.torch, mine.torch_is_the_apps = chosen, True

@@ -1,9 +1,9 @@
 """Who gets a slot, who waits, who is refused: a pure state machine, with the clock passed in.
 
-In peace the queue is first in, first out. When a standing delay shows, it turns to newest first: the
-newest can still be answered in time, the oldest mostly cannot (adaptive LIFO with controlled delay, after
-folly's ``Codel`` and B. Maurer, "Fail at Scale", ACM Queue 13(8), 2015). Entries that can no longer make
-their deadline are refused unstarted.
+In peace the queue is first in, first out. When a standing delay endangers the deadlines, it turns to newest
+first: the newest can still be answered in time, the oldest mostly cannot (adaptive LIFO with controlled
+delay, after folly's ``Codel`` and B. Maurer, "Fail at Scale", ACM Queue 13(8), 2015). Entries that can no
+longer make their deadline are refused unstarted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LEVELS = 3
 _SHARES = (16, 4, 1)
 _LONGEST_RETRY_AFTER_S = 60
 _SHORTEST_INTERVAL_S = 0.1
-_SHORTEST_TARGET_S = 0.005
+_ENDANGERED_SHARE = 0.25
 _SMOOTHING = 0.1
 
 
@@ -67,7 +67,11 @@ class ServiceTime:
 
 
 class StandingDelay:
-    """Tells a standing queue from a burst: whether even the least delay of an interval was too long."""
+    """Tells a queue that endangers deadlines from a burst, or from callers that wait in good time.
+
+    It ``persists`` when throughout an interval even the oldest entry's least wait was more than a quarter of
+    the time that it had.
+    """
 
     def __init__(self) -> None:
         """Begin in peace."""
@@ -75,13 +79,13 @@ class StandingDelay:
         self._least = math.inf
         self._ends = -math.inf
 
-    def observe(self, delay: float, now: float, service_s: float) -> None:
-        """Take the delay of the oldest entry when a slot frees."""
+    def observe(self, share: float, now: float, service_s: float) -> None:
+        """Take the ``share`` of its time that the oldest entry has waited, when a slot frees."""
         if now >= self._ends:
-            self.persists = _SHORTEST_TARGET_S < self._least < math.inf and self._least > service_s
+            self.persists = _ENDANGERED_SHARE < self._least < math.inf
             self._least = math.inf
             self._ends = now + max(_SHORTEST_INTERVAL_S, 4 * service_s)
-        self._least = min(self._least, delay)
+        self._least = min(self._least, share)
 
 
 class Turn(NamedTuple, Generic[Entry]):
@@ -171,8 +175,8 @@ class Admission(Generic[Entry]):
         if done is not None:
             done.service.observe(service_s)
             self.service_time.observe(service_s)
-        oldest = min((level.oldest().queued_at for level in self._levels if level), default=now)
-        self.standing_delay.observe(now - oldest, now, self.service_time.mean)
+        shares = (_share_waited(level.oldest(), now) for level in self._levels if level)
+        self.standing_delay.observe(max(shares, default=0.0), now, self.service_time.mean)
         return self._next(now) if self.running < self.slots else Turn(None, [])
 
     def resize(self, slots: int, now: float) -> list[Turn[Entry]]:
@@ -234,3 +238,7 @@ class Admission(Generic[Entry]):
         chosen = max(waiting, key=self._credits.__getitem__)
         self._credits[chosen] -= sum(_SHARES[number] for number in waiting)
         return chosen
+
+
+def _share_waited(entry: Waiting, now: float) -> float:
+    return (now - entry.queued_at) / max(entry.deadline - entry.queued_at, 1e-9)

@@ -35,7 +35,7 @@ async def running(
 
     A failure on the way in undoes what came before it, and on the way out no step is skipped.
     """
-    process, readiness = process_of(settings), Readiness()
+    process, readiness = await process_of(settings), Readiness()
     async with (
         telemetry(process, app) as metrics,
         native_threads(process) as caps,

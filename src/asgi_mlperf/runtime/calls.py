@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.concurrency import run_in_threadpool
 
+from asgi_mlperf.host.libraries import look_up
 from asgi_mlperf.inference.batching import is_coroutine_function
 from asgi_mlperf.inference.engine import Engine
+from asgi_mlperf.runtime.process import off_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -42,7 +44,7 @@ async def warmed_up(
 ) -> AsyncIterator[None]:
     """Run the app's warm-ups, on the event loop or in inference threads; deadlines begin afterwards."""
     if caps:
-        caps.refresh()  # the app's lifespan may have been the first to import torch
+        caps.refresh(await off_loop(look_up))  # the app's lifespan may have been the first to import torch
         caps.begin_on_loop()
     for warm_up in warm_ups:
         await _warm_up(warm_up, engine.pool().run)

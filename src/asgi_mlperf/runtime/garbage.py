@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from asgi_mlperf.garbage.schedule import scheduled
-from asgi_mlperf.host.memory import memory_limit, resident_memory
-from asgi_mlperf.runtime.process import claim
+from asgi_mlperf.garbage.turns import HostTurns
+from asgi_mlperf.host.memory import resident_memory
+from asgi_mlperf.runtime.process import claim, left_off_loop, off_loop
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from asgi_mlperf.hooks import RequestHook
     from asgi_mlperf.runtime.process import Process
@@ -24,16 +25,24 @@ async def garbage(process: Process) -> AsyncIterator[tuple[RequestHook, ...]]:
         if not mine:
             yield ()
             return
-        with (
-            resident_memory() as rss,
-            scheduled(
-                settings,
-                loop=process.loop,
-                clock=process.clock,
-                traffic=process.traffic,
-                pauses=process.pauses,
-                rss=rss,
-                memory_limit=memory_limit(),
-            ) as hooks,
-        ):
+        turns = await off_loop(HostTurns)
+        async with left_off_loop(_scheduled(process, turns)) as hooks:
             yield hooks
+
+
+@contextmanager
+def _scheduled(process: Process, turns: HostTurns) -> Iterator[tuple[RequestHook, ...]]:
+    with (
+        resident_memory() as rss,
+        scheduled(
+            process.settings.gc,
+            loop=process.loop,
+            clock=process.clock,
+            traffic=process.traffic,
+            pauses=process.pauses,
+            rss=rss,
+            memory_limit=process.memory_limit,
+            turns=turns,
+        ) as hooks,
+    ):
+        yield hooks

@@ -5,23 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 from asgi_mlperf.garbage.pauses import Pauses
 from asgi_mlperf.hooks import Serving, Traffic
 from asgi_mlperf.host.cpu import CPUBudget, cpu_budget
+from asgi_mlperf.host.memory import memory_limit
 from asgi_mlperf.inference.deadlines import clock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from asgi_mlperf.hooks import Clock, Exchange
     from asgi_mlperf.inference.engine import Engine
     from asgi_mlperf.settings import Settings
 
 log = logging.getLogger("asgi_mlperf")
+
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 
 _claimed: set[str] = set()
 """What is process-wide by nature and has a plugin of this process already."""
@@ -37,6 +43,7 @@ class Process:
     traffic: Traffic
     pauses: Pauses
     budget: CPUBudget
+    memory_limit: int | None
     inference_threads: int
 
 
@@ -71,17 +78,41 @@ class Publisher:
                 self.servings[loop] = before
 
 
-def process_of(settings: Settings) -> Process:
+async def off_loop(func: Callable[[*Arguments], Result], *args: *Arguments) -> Result:
+    """Call what reads files or waits, in a thread that ends with it: the event loop must turn meanwhile."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix="asgi-mlperf-start")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, func, *args)
+    finally:
+        executor.shutdown(wait=False)
+
+
+@asynccontextmanager
+async def left_off_loop(context: AbstractContextManager[Result]) -> AsyncIterator[Result]:
+    """Enter ``context`` here and leave it off the event loop, where it may wait for a thread to end."""
+    value = context.__enter__()
+    try:
+        yield value
+    finally:
+        await off_loop(context.__exit__, None, None, None)
+
+
+async def process_of(settings: Settings) -> Process:
     """Look at this process, once for each start."""
+    return await off_loop(_process, settings, asyncio.get_running_loop())
+
+
+def _process(settings: Settings, loop: asyncio.AbstractEventLoop) -> Process:
     traffic = Traffic()
     budget = cpu_budget(cpus=settings.threads.cpus, workers=settings.workers, environ=os.environ)
     return Process(
         settings=settings,
-        loop=asyncio.get_running_loop(),
+        loop=loop,
         clock=clock,
         traffic=traffic,
         pauses=Pauses(clock, traffic),
         budget=budget,
+        memory_limit=memory_limit(),
         inference_threads=settings.pool.threads or budget.per_worker,
     )
 

@@ -8,12 +8,13 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from asgi_mlperf.host.environment import exported, thread_counts
+from asgi_mlperf.host.libraries import look_up
 from asgi_mlperf.host.selfcheck import checking
 from asgi_mlperf.host.tasks import watching
 from asgi_mlperf.host.threads import NativeThreadCaps
 from asgi_mlperf.host.topology import affinity, physical_cores
 from asgi_mlperf.host.widths import widths
-from asgi_mlperf.runtime.process import claim, no_closer
+from asgi_mlperf.runtime.process import claim, no_closer, off_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -45,7 +46,7 @@ async def native_threads(process: Process) -> AsyncIterator[NativeThreadCaps | N
         stack.enter_context(exported(thread_counts(allowed.alone)))
         caps = NativeThreadCaps(allowed, interop=threads.interop, place_new=place_new)
         stack.callback(caps.restore)
-        caps.refresh()
+        caps.refresh(await off_loop(look_up))
         caps.begin_on_loop()
         stack.enter_context(watching(caps))
         yield caps
