@@ -36,10 +36,10 @@ def look_up() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def loaded(found: ThreadpoolController) -> Iterator[Library]:
-    """Yield every library in ``found``, torch apart from the OpenMP runtime that it governs."""
+def loaded(found: ThreadpoolController | None = None) -> Iterator[Library]:
+    """Yield every library that was ``found`` (by default, now), torch apart from the OpenMP that it governs."""
     torch = _torch()
-    for controller in found.lib_controllers:
+    for controller in (look_up() if found is None else found).lib_controllers:
         library = _native(controller)
         if torch is None or not library.per_thread or not _governs(torch, library):
             yield library

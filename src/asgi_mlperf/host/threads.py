@@ -167,7 +167,6 @@ class NativeThreadCaps:
             self._looked_at = self._clock()
             self._modules = len(sys.modules)
             known = self._libraries
-            looked_up = libraries.look_up() if looked_up is None else looked_up
             found = {new.key: known.get(new.key, new) for new in libraries.loaded(looked_up)}
             if found.keys() == known.keys():
                 return
