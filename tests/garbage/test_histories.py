@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.garbage.worlds import World
 
 from asgi_mlperf.garbage.policy import GarbageSettings
-from tests.garbage.worlds import World
 
 MIB = 1 << 20
 SETTINGS = GarbageSettings()

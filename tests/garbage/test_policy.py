@@ -12,7 +12,7 @@ START = Heap(now=1_000.0, new_objects=0, new_passes=0, in_flight=0, floor=0, rss
 
 def policy(settings: GarbageSettings = SETTINGS, **changes: object) -> Policy:
     options = {"now": START.now, "rss": START.rss, **changes}
-    return Policy(settings, **options)  # type: ignore[arg-type] # what the test is about
+    return Policy(settings, **options)
 
 
 def collected(

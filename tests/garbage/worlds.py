@@ -1,4 +1,4 @@
-"""A heap on paper: allocations, requests and collections that cost what they look at, on a clock of its own."""
+"""A heap on paper: requests allocate, collections cost what they look at, on a clock of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class World:
     new_objects: int = 0
     new_passes: int = 0
     young_passes: int = 0
-    garbage: list[int] = field(default_factory=lambda: [0, 0, 0])
+    garbage: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     requests: list[tuple[list[int], int]] = field(default_factory=list)
     automatic: bool = False
     spent_on_survivors: float = 0.0
@@ -43,7 +43,7 @@ class World:
 
     @property
     def live(self) -> list[int]:
-        return [sum(objects[generation] for objects, _ in self.requests) for generation in range(3)]
+        return [sum(objects[generation] for objects, _ in self.requests) for generation in range(4)]
 
     @property
     def rss(self) -> int:
@@ -63,7 +63,7 @@ class World:
 
     def begin(self, objects: int, cyclic_share: float) -> None:
         """Begin a request that makes so many objects, in steps between which CPython may collect."""
-        request = ([0, 0, 0], int(objects * cyclic_share))
+        request = ([0, 0, 0, 0], int(objects * cyclic_share))
         self.requests.append(request)
         step = 10_000
         for start in range(0, objects, step):
@@ -91,7 +91,7 @@ class World:
         if not self.requests:
             return
         objects, cyclic = self.requests.pop(index % len(self.requests))
-        for generation in (2, 1, 0):
+        for generation in (3, 2, 1, 0):
             leaked = min(cyclic, objects[generation])
             cyclic -= leaked
             self.garbage[generation] += leaked
@@ -126,7 +126,14 @@ class World:
             self.collect(generation, chosen=True)
             self.policy.saw_memory(self.heap())
             if generation is Generation.FULL and self.policy.wants_freeze(self.heap()):
-                self.policy.froze()
+                self.freeze()
+
+    def freeze(self) -> None:
+        """Keep everything there is out of reach of all later collections."""
+        self.policy.froze()
+        self.garbage = [0, 0, 0, sum(self.garbage)]
+        for objects, _ in self.requests:
+            objects[:] = [0, 0, 0, sum(objects)]
 
     def collect(self, generation: Generation, *, chosen: bool = False) -> None:
         """Free the garbage of these generations, promote what lives, and take time for both."""
@@ -165,5 +172,5 @@ class World:
             self.most_live_bytes, self.base_rss + self.bytes_per_object * sum(self.live)
         )
         self.most_young_garbage = max(self.most_young_garbage, self.garbage[0])
-        self.most_old_garbage = max(self.most_old_garbage, self.garbage[1] + self.garbage[2])
+        self.most_old_garbage = max(self.most_old_garbage, sum(self.garbage[1:]))
         self.most_garbage_bytes = max(self.most_garbage_bytes, self.bytes_per_object * sum(self.garbage))

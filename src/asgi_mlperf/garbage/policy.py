@@ -162,11 +162,11 @@ class Policy:
     def wants_freeze(self, heap: Heap) -> bool:
         """Say, right after a full collection, whether what it left is better not looked at again."""
         pacer = self._pacer
-        if self._thawed:
-            return heap.is_quiet
-        if heap.quiet_s >= self._settings.refreeze_idle_s:
+        if self._thawed and not heap.in_flight:
+            return True
+        if self._is_idle_for_long(heap):
             return pacer.old >= _FREEZABLE_OBJECTS
-        patience = 1 if heap.is_quiet and not heap.in_flight else _FREEZE_BUSY_AFTER
+        patience = _FREEZE_BUSY_AFTER if heap.in_flight else 1
         return pacer.full_seconds > self._settings.pause_ms / 1000 and pacer.back_off > patience
 
     def needs_thaw(self, heap: Heap) -> bool:
@@ -245,8 +245,7 @@ class Policy:
         survivors = pacer.survivors + (0 if self._has_generations else heap.new_objects)
         enough = survivors >= max(settings.full_objects, pacer.old / 4) * pacer.back_off
         stale = heap.now - pacer.full_at >= settings.full_interval_s * pacer.back_off
-        idle = heap.is_quiet and heap.quiet_s >= settings.refreeze_idle_s
-        loaded_late = idle and self._can_freeze and survivors + pacer.old >= _FREEZABLE_OBJECTS
+        loaded_late = self._is_idle_for_long(heap) and survivors + pacer.old >= _FREEZABLE_OBJECTS
         growth = self._growth(heap)
         wanted = enough or (stale and survivors + pacer.old > 0) or loaded_late or self._thawed or growth >= 1
         due = (wanted and heap.now >= pacer.full_from) or growth >= _FAST_GROWTH
@@ -255,6 +254,11 @@ class Policy:
         elif self._due_since is None:
             self._due_since = heap.now
         return due
+
+    def _is_idle_for_long(self, heap: Heap) -> bool:
+        # Nothing at all in flight: what is frozen with a request would be garbage for ever.
+        idle = not heap.in_flight and heap.quiet_s >= self._settings.refreeze_idle_s
+        return idle and self._can_freeze
 
     def _is_moment_for_full(self, heap: Heap) -> bool:
         if self._growth(heap) >= _FAST_GROWTH:
