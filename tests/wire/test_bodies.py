@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from asgi_mlperf.exceptions import ConfigurationError
-from asgi_mlperf.wire import JSONSettings, json_settings
+from asgi_mlperf.wire import JSONSettings, json_arrays, json_settings
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.shapes import Shape
 from asgi_mlperf.wire.tables import TableBody
@@ -305,6 +305,17 @@ def test_bodies_above_the_limit_are_refused_before_they_are_read():
         assert post(ArrayBody("f4"), "[" + "1," * 48 + "1]").shape == (49,)
     finally:
         json_settings.reset(token)
+
+
+@pytest.mark.parametrize("shape", [(300_000,), (3000, 100), (100_000, 3), (300, 10, 100), (300_000, 1)])
+def test_large_json_is_read_in_pieces_as_it_is_in_one(shape, monkeypatch):
+    array = np.random.default_rng(0).random(shape, dtype="f4")
+    data = json.dumps(array.tolist(), indent=1 if len(shape) == 2 else None)
+    pieces = []
+    piece = json_arrays._piece
+    monkeypatch.setattr(json_arrays, "_piece", lambda *a, **o: pieces.append(a) or piece(*a, **o))
+    assert np.array_equal(post(ArrayBody("f4"), data), array)
+    assert len(pieces) > 1 or len(shape) == 3
 
 
 def test_heavy_bodies_are_read_off_the_event_loop():

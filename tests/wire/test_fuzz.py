@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asgi_mlperf.exceptions import BodyRefused
-from asgi_mlperf.wire import formats
+from asgi_mlperf.wire import formats, json_arrays
 from asgi_mlperf.wire.bodies import ArrayBody, media_type
 from asgi_mlperf.wire.negotiation import negotiate
 from asgi_mlperf.wire.tables import TableBody
@@ -165,6 +165,22 @@ def test_every_json_value_is_what_was_declared_or_is_refused(value, dtype, shape
 
 
 NUMBERS = st.integers(-(2**65), 2**65) | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@fuzz
+@given(mutated(SEEDS[formats.JSON]) | JSON.map(lambda value: bytearray(json.dumps(value), "ascii")), SHAPES)
+def test_json_read_in_pieces_is_read_as_in_one(data, shape):
+    parser = ArrayBody("f4", shape)
+    whole = read(parser, data, formats.JSON, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_arrays, "_LARGE_BYTES", 0)
+        patch.setattr(json_arrays, "_PIECE_BYTES", 2)
+        patch.setattr(json_arrays, "_BREATH_S", 0)
+        pieces = read(parser, data, formats.JSON, {})
+    if isinstance(whole, BodyRefused):
+        assert pieces.errors == whole.errors
+    else:
+        assert np.array_equal(whole, pieces)
 
 
 @fuzz

@@ -84,6 +84,11 @@ class Model(pydantic.BaseModel):
         return score * 100
 
 
+class Constants(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(ser_json_inf_nan="constants")
+    x: float
+
+
 BOX = Box(np.float32(0.1))
 assert BOX.area == 3
 UTC = dt.UTC
@@ -118,6 +123,8 @@ VALUES = [
     (Model(mySize=[BOX, math.nan]), {"mySize": [{"size": 0.1, "_hidden": 2}, None], "score": 100}),
     (Model(mySize={np.int64(1): Colour.RED}), {"mySize": {"1": "red"}, "score": 100}),
     (Model(mySize="NaN", score=math.inf), {"mySize": "NaN", "score": None}),
+    (Constants(x=math.nan), {"x": None}),
+    (Model(mySize=[Constants(x=-math.inf)]), {"mySize": [{"x": None}], "score": 100}),
     (2**64, 2**64),
     (-(2**70), -(2**70)),
     (np.uint64(2**64 - 1), 2**64 - 1),

@@ -133,14 +133,12 @@ async def read_body(request: Request, headers: Mapping[str, str]) -> bytearray:
     length = headers.get("content-length", "0")
     if len(length) > _LENGTH_DIGITS or (length.isdecimal() and int(length) > limit):
         raise _too_large(limit)
-    chunks: list[bytes] = []
-    size = 0
+    data = bytearray()
     async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
+        if len(data) + len(chunk) > limit:
             raise _too_large(limit)
-        chunks.append(chunk)
-    return bytearray().join(chunks)
+        data += chunk
+    return data
 
 
 async def off_loop(read: Any, size: int) -> Any:

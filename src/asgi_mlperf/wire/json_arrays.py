@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import struct
+import time
 from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 _NOT_NUMBERS = (b'"', b"{", b"t", b"f", b"n")
 _MOST_AXES = 32
 _SHORT_ROW = 16
+_LARGE_BYTES = 1_000_000
+_PIECE_BYTES = 262_144
+_BREATH_S = 0.0002
+_OPENING = re.compile(rb"[ \t\r\n]*\[[ \t\r\n]*(?=[-\d\[])")
 _EXACT_FLOAT = 2**53
 _KINDS: dict[str, frozenset[type]] = {
     "f": frozenset({float, int}),
@@ -50,11 +56,53 @@ def read_array(data: bytes | bytearray, dtype: np.dtype[Any], shape: Shape, *, f
     Raises:
         BodyRefused: not JSON, ragged, of another depth, or not numbers; says where.
     """
+    if dtype.kind == "f" and len(data) > _LARGE_BYTES:
+        with suppress(ValueError, TypeError, OverflowError, struct.error):
+            return _in_pieces(data)
     rows, sizes = _flatten(loads(data), shape)
-    if dtype.kind == "f" and not any(map(data.__contains__, _NOT_NUMBERS)):
+    if dtype.kind == "f" and _numbers_only(data):
         with suppress(struct.error, OverflowError):
             return _packed(rows).reshape(sizes)
     return to_array(_leaves(rows), dtype, sizes, finite=finite).reshape(sizes)
+
+
+def _in_pieces(data: bytes | bytearray) -> NDArray[Any]:
+    """A large list of numbers, or of rows of them, with pauses, so that other threads get their turn.
+
+    Raises:
+        ValueError, TypeError, OverflowError, struct.error: anything else.
+    """
+    opening = _OPENING.match(data)
+    if opening is None:
+        raise TypeError
+    at, end = opening.end(), data.rindex(b"]")
+    separator = b"]," if data[at : at + 1] == b"[" else b","
+    packed: list[NDArray[Any]] = []
+    while at < end:
+        cut = data.find(separator, at + _PIECE_BYTES, end)
+        stop = end if cut < 0 else cut + len(separator) - 1
+        packed.append(_piece(data[at:stop], rows=separator != b","))
+        at = stop + 1
+        time.sleep(_BREATH_S)
+    if data[end + 1 :].strip(b" \t\r\n"):
+        raise TypeError
+    return np.concatenate(packed)
+
+
+def _piece(text: bytes | bytearray, *, rows: bool) -> NDArray[Any]:
+    values = orjson.loads(b"[" + text + b"]")
+    if not values or not _numbers_only(text):
+        raise TypeError
+    if not rows:
+        return _packed([values])
+    sizes = (len(values), len(values[0]))
+    if set(map(len, values)) != {sizes[1]}:
+        raise TypeError
+    return _packed(values).reshape(sizes)
+
+
+def _numbers_only(data: bytes | bytearray) -> bool:
+    return not any(map(data.__contains__, _NOT_NUMBERS))
 
 
 def to_array(
