@@ -27,11 +27,11 @@ def requests(options: argparse.Namespace) -> Result:
     result = {}
     for mode in (STOCK, OURS):
         with served(mode) as server:
-            load(server, "rec", 1)
+            load(server, options.shapes[0], 1)
             result[f"{mode}, MB at start"] = server.resident_mb()
             sent = 0.0
             while sent < options.count:
-                for shape in SHAPES:
+                for shape in options.shapes:
                     sent += load(server, shape, 10)["requests"]
             result[f"{mode}, MB after {sent:,.0f} requests"] = server.resident_mb()
     return result
@@ -40,12 +40,12 @@ def requests(options: argparse.Namespace) -> Result:
 def soak(options: argparse.Namespace) -> Result:
     samples: list[tuple[float, float]] = []
     with served(OURS) as server:
-        for shape in SHAPES:
+        for shape in options.shapes:
             load(server, shape, 5)
         began = time.monotonic()
         while (now := time.monotonic() - began) < options.seconds:
             samples.append((now / 60, server.resident_mb()))
-            load(server, SHAPES[len(samples) % len(SHAPES)], 3)
+            load(server, options.shapes[len(samples) % len(options.shapes)], 3)
     half = samples[len(samples) // 2 :]
     return {
         "samples": len(samples),
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("what", choices=("requests", "soak", "leak"))
     parser.add_argument("--count", type=int, default=100_000, help="requests")
     parser.add_argument("--seconds", type=float, help="of load; default 600 for soak, 30 for leak")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     options.seconds = options.seconds or {"soak": 600.0}.get(options.what, 30.0)

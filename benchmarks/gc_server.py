@@ -73,7 +73,7 @@ def served(mode: str, *, memory_limit_mb: float = 0) -> Iterator[Server]:
         yield server
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def wait_until_ready(server: Server) -> None:
@@ -94,7 +94,7 @@ def load(server: Server, shape: str, seconds: float) -> Figures:
     command = ["wrk", "-t1", f"-c{CONNECTIONS[shape]}", f"-d{seconds:g}s", "--latency", "--timeout", "30s"]
     url = server.url(f"/{shape}")
     output = subprocess.run(
-        [*command, url], check=True, capture_output=True, text=True, timeout=seconds + 60
+        [*command, url], check=True, capture_output=True, text=True, timeout=seconds + 120
     ).stdout
     if "Non-2xx" in output:
         sys.exit(f"/{shape} failed under load:\n{output}")
