@@ -160,7 +160,7 @@ def test_what_surrounds_arrays_is_written_the_same_everywhere(encode, nest, valu
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_settings_change_floats_and_nothing_else(policy):
     values = [
-        (value, plain) for value, plain in VALUES if "NaN" not in f"{value}" and "n" not in f"{plain}"[:5]
+        (value, plain) for value, plain in VALUES if "NaN" not in f"{value}" and "None" not in f"{plain}"
     ]
     assert render([value for value, _ in values], **policy) == [plain for _, plain in values]
 
@@ -196,9 +196,9 @@ def test_other_keys_are_spelled_as_their_values_are(key, text):
 
 def test_depth_is_bounded_by_memory_alone():
     deep: Any = np.float32(1)
-    for _ in range(100_000):
+    for _ in range(50_000):
         deep = [deep]
-    assert ORJSONResponse(deep).body == b"[" * 100_000 + b"1.0" + b"]" * 100_000
+    assert ORJSONResponse(deep).body == b"[" * 50_000 + b"1.0" + b"]" * 50_000
 
 
 def _circle(kind) -> Any:

@@ -151,7 +151,7 @@ class Walk:
 
     def _at_once(self, run: dict[Any, object] | list[object] | tuple[object, ...]) -> bytes | None:
         """The text of a run in one call, when that is quick and no policy has a say in it."""
-        if self._parking.values or (self._free and weigh(run) > _QUICK_BYTES):
+        if len(run) == 1 or self._parking.values or (self._free and weigh(run) > _QUICK_BYTES):
             return None
         if not self._free and not set(map(type, run.values() if isinstance(run, dict) else run)) <= _FLAT:
             return None
