@@ -7,10 +7,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import thread as executors
 from typing import Any
 
 import pytest
 from anyio._backends import _asyncio as anyio_asyncio
+
+from asgi_mlperf.host import libraries
+from asgi_mlperf.host.environment import COUNTS
 
 
 @pytest.fixture(
@@ -32,8 +36,12 @@ def process_state() -> dict[str, Any]:
             callback for callback in gc.callbacks if not callback.__module__.startswith("hypothesis.")
         ],
         "gc frozen": gc.get_freeze_count() > 1_000,
-        "Thread.run": threading.Thread.run,
-        "WorkerThread.run": anyio_asyncio.WorkerThread.run,
+        "Thread.start": threading.Thread.start,
+        "WorkItem.run": vars(executors._WorkItem)["run"],
+        "AnyIO's threads": vars(anyio_asyncio.AsyncIOBackend)["run_sync_in_worker_thread"],
+        "CPUs": os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None,
+        "native threads": {library.key: library.get() for library in libraries.loaded()},
+        "variables": {name: os.environ.get(name) for name in COUNTS},
         "signal handlers": [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)],
     }
 
@@ -44,4 +52,9 @@ def process_as_found(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name)
     before = process_state()
     yield
-    assert process_state() == before
+    monkeypatch.undo()
+    after = process_state()
+    # A library that the test was the first to load has no count from before.
+    for library in after["native threads"].keys() - before["native threads"].keys():
+        del after["native threads"][library]
+    assert after == before

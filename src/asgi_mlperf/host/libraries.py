@@ -37,7 +37,7 @@ def look_up() -> ThreadpoolController:
 
 
 def loaded(found: ThreadpoolController | None = None) -> Iterator[Library]:
-    """Yield every library that was ``found`` (by default, now), torch apart from the OpenMP that it governs."""
+    """Yield every library ``found``, by default now; torch apart from the OpenMP that it governs."""
     torch = _torch()
     for controller in (look_up() if found is None else found).lib_controllers:
         library = _native(controller)
@@ -59,13 +59,17 @@ def _native(controller: Any) -> Library:
     def get() -> int:
         return int(controller.get_num_threads() or 1)
 
+    # threadpoolctl lets only the first thread that sets OpenBLAS's count set it again; here any may.
+    set_ = getattr(controller, "_real_set_num_threads", controller.set_num_threads)
+    layer = getattr(controller, "threading_layer", None)
     return Library(
         name=controller.prefix or controller.internal_api,
         key=controller.filepath,
         found=get(),
-        per_thread=controller.user_api == "openmp",
+        per_thread="openmp"
+        in {controller.user_api, layer if controller.internal_api == "openblas" else None},
         get=get,
-        set=controller.set_num_threads,
+        set=set_,
     )
 
 

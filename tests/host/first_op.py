@@ -1,0 +1,90 @@
+"""A process whose first native op runs where it is told; prints how many OS threads the op started.
+
+``python first_op.py <where> <op>``, where being run, def, async, to_thread, executor, old_thread or lazy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from tests.support import call
+
+from asgi_mlperf import Plugin, Settings
+
+OPS = {
+    "mm": ("torch", "m = torch.empty(600, 600)", "m @ m"),
+    "conv": ("torch", "m = torch.empty(8, 16, 64, 64); c = torch.nn.Conv2d(16, 16, 3)", "c(m)"),
+    "linear": ("torch", "m = torch.empty(600, 600); c = torch.nn.Linear(600, 40)", "c(m)"),
+    "tanh": ("torch", "m = torch.empty(600, 600)", "torch.tanh(m)"),
+    "softmax": ("torch", "m = torch.empty(600, 600)", "torch.softmax(m, 0)"),
+    "numpy": ("numpy", "m = numpy.ones((600, 600))", "m @ m"),
+    "scipy": ("scipy.linalg", "import numpy; m = numpy.eye(600)", "scipy.linalg.lu_factor(m)"),
+    "sklearn": (
+        "sklearn.cluster",
+        "import numpy; m = numpy.random.default_rng(0).random((3000, 8))",
+        "sklearn.cluster.KMeans(4, n_init=1, max_iter=3).fit(m)",
+    ),
+}
+
+
+def load(op: str) -> None:
+    importlib.import_module(OPS[op][0])
+
+
+def prepare(op: str) -> dict[str, object]:
+    load(op)
+    package = OPS[op][0].partition(".")[0]
+    names: dict[str, object] = {package: sys.modules[package]}
+    exec(OPS[op][1], names)
+    return names
+
+
+def started_by(op: str, names: dict[str, object]) -> str:
+    """Count the threads that bear this thread's name after the op: those that it starts inherit it."""
+    own = Path("/proc/self/task", str(threading.get_native_id()), "comm")
+    before = own.read_text()
+    own.write_text("first-op")
+    exec(OPS[op][2], names)
+    started = sum(comm.read_text() == "first-op\n" for comm in Path("/proc/self/task").glob("*/comm")) - 1
+    own.write_text(before)
+    return str(started)
+
+
+async def main(where: str, op: str) -> None:
+    plugin, names = Plugin(Settings()), {} if where == "lazy" else prepare(op)
+
+    def measure() -> str:
+        return started_by(op, names or prepare(op))
+
+    def of_thread(_: object) -> PlainTextResponse:
+        return PlainTextResponse(measure())
+
+    async def of_loop(_: object) -> PlainTextResponse:
+        loop = asyncio.get_running_loop()
+        if where == "run":
+            return PlainTextResponse(await plugin.run(measure))
+        if where == "to_thread":
+            return PlainTextResponse(await asyncio.to_thread(measure))
+        if where in {"executor", "old_thread"}:
+            return PlainTextResponse(await loop.run_in_executor(executor, measure))
+        return PlainTextResponse(measure())
+
+    app = Starlette(routes=[Route("/", of_thread if where == "def" else of_loop)])
+    plugin.install(app)
+    with ThreadPoolExecutor(1) as executor:
+        if where == "old_thread":
+            executor.submit(int).result()
+        async with app.router.lifespan_context(app):
+            sys.stdout.write((await call(app)).body.decode())
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

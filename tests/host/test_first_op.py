@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asgi_mlperf.host.environment import COUNTS
+
+PROGRAM = Path(__file__).with_name("first_op.py")
+OPS = ("mm", "conv", "linear", "tanh", "softmax", "numpy", "scipy", "sklearn")
+SOME = ("mm", "conv", "numpy")
+
+pytestmark = [
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="on one CPU no op starts a thread anyway"),
+    pytest.mark.timeout(150),
+]
+
+
+def started(where: str, *ops: str, **environ: str) -> dict[str, str]:
+    """Return how many threads each op started as the first of its process, the budget being one CPU."""
+    inherited = {name: text for name, text in os.environ.items() if name not in COUNTS}
+    settings = {"ASGI_MLPERF_THREADS__CPUS": "1", "ASGI_MLPERF_THREADS__SELF_CHECK": "false"}
+    processes = {
+        op: subprocess.Popen(
+            [sys.executable, str(PROGRAM), where, op],
+            env={**inherited, **settings, **environ, "PYTHONPATH": str(PROGRAM.parents[2])},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for op in ops
+    }
+    try:
+        return {op: process.communicate(timeout=100)[0] for op, process in processes.items()}
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize("where", ["run", "def", "async", "to_thread"])
+def test_the_first_op_of_a_process_starts_no_thread(where):
+    assert started(where, *OPS) == dict.fromkeys(OPS, "0")
+
+
+@pytest.mark.parametrize("where", ["executor", "old_thread", "lazy"])
+def test_nor_does_it_in_an_executor_in_a_thread_from_before_or_after_a_late_import(where):
+    assert started(where, *SOME) == dict.fromkeys(SOME, "0")
+
+
+@pytest.mark.parametrize("where", ["def", "async"])
+def test_without_the_plugin_it_does(where):
+    assert "0" not in started(where, *SOME, ASGI_MLPERF_ENABLED="false").values()

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from asgi_mlperf.cli import main, run
+from asgi_mlperf.settings import Settings
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    run.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def plan(*arguments: str, environ=None, find=lambda name: None, **settings):
+    return run.plan(options(*arguments), Settings(threads={"cpus": 4}, **settings), environ or {}, find)
+
+
+@pytest.mark.parametrize(
+    ("server", "own"),
+    [
+        ("uvicorn", []),
+        ("gunicorn", ["--worker-class", "uvicorn_worker.UvicornWorker"]),
+        ("granian", ["--interface", "asgi"]),
+        ("hypercorn", []),
+    ],
+)
+def test_the_users_own_server_gets_the_workers_and_its_own_arguments(server, own):
+    command, _, _ = plan("--workers", "2", "--server", server, "--", "app:app", "--port", "80")
+    assert command == [sys.executable, "-m", server, *own, "--workers", "2", "app:app", "--port", "80"]
+
+
+def test_a_worker_class_of_the_users_is_kept():
+    command, _, _ = plan("--server", "gunicorn", "--", "-k", "my.Worker", "app:app")
+    assert command[3:] == ["-k", "my.Worker", "app:app"]
+
+
+def test_what_libraries_read_when_they_are_loaded_is_set_to_a_workers_share():
+    _, variables, summary = plan("--workers", "2", "--", "app:app")
+    per_worker = max(1, min(2, len(os.sched_getaffinity(0)) // 2))
+    assert variables["OMP_NUM_THREADS"] == variables["OPENBLAS_NUM_THREADS"] == str(per_worker)
+    assert variables["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert variables["ASGI_MLPERF_WORKERS"] == "2"
+    assert summary.startswith("asgi-mlperf run: 4 CPUs (setting), 2 workers (setting)")
+    assert "\n" not in summary
+
+
+def test_workers_among_the_servers_own_arguments_count():
+    command, variables, _ = plan("--", "app:app", "--workers", "3")
+    assert variables["ASGI_MLPERF_WORKERS"] == "3"
+    assert command.count("--workers") == 1
+
+
+def test_workers_that_cannot_be_known_are_not_claimed():
+    _, variables, summary = plan("--server", "gunicorn", "--", "-c", "conf.py", "app:app")
+    assert "ASGI_MLPERF_WORKERS" not in variables
+    assert "unknown" in summary
+
+
+def test_what_is_set_already_is_left_alone_and_named():
+    _, variables, summary = plan("--", "app:app", environ={"OMP_NUM_THREADS": "7"})
+    assert "OMP_NUM_THREADS" not in variables
+    assert "left as set: OMP_NUM_THREADS" in summary
+
+
+def test_an_allocator_is_preloaded_only_if_asked_and_found(tmp_path):
+    found = tmp_path / "libjemalloc.so.2"
+    _, variables, summary = plan("--", "app:app", find=lambda name: found)
+    assert "LD_PRELOAD" not in variables
+    _, variables, summary = plan(
+        "--allocator", "jemalloc", "--", "app:app", find=lambda name: found, environ={"LD_PRELOAD": "mine.so"}
+    )
+    assert variables["LD_PRELOAD"] == f"{found} mine.so"
+    _, variables, summary = plan("--allocator", "tcmalloc", "--", "app:app")
+    assert "LD_PRELOAD" not in variables
+    assert "tcmalloc not found" in summary
+
+
+def test_an_allocator_is_found_where_distributions_put_it(monkeypatch, tmp_path):
+    library = tmp_path / "x86_64-linux-gnu" / "libtcmalloc_minimal.so.4"
+    library.parent.mkdir()
+    library.touch()
+    monkeypatch.setattr(run, "_LIBRARIES", (tmp_path / "none", tmp_path))
+    assert run.find_allocator("tcmalloc") == library
+    assert run.find_allocator("jemalloc") is None
+
+
+def test_the_launcher_becomes_the_server(monkeypatch, capsys):
+    became = {}
+    monkeypatch.setattr(os, "execve", lambda path, command, environ: became.update(environ, command=command))
+    assert main(["run", "--workers", "1", "--", "app:app"]) == 0
+    assert became["command"][1:] == ["-m", "uvicorn", "--workers", "1", "app:app"]
+    assert became["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert capsys.readouterr().err.startswith("asgi-mlperf run: ")
+
+
+def test_a_server_that_is_not_installed_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    assert main(["run", "--server", "gunicorn", "--", "app:app"]) == 2
+    assert "pip install gunicorn" in capsys.readouterr().err
+
+
+def test_bad_settings_stop_the_launcher(monkeypatch, capsys):
+    monkeypatch.setenv("ASGI_MLPERF_THREADS__NATIVE", "many")
+    assert main(["run", "--", "app:app"]) == 2
+    assert "ASGI_MLPERF_THREADS__NATIVE" in capsys.readouterr().err
+
+
+def test_the_path_of_the_program_is_kept():
+    assert Path(plan("--", "app:app")[0][0]) == Path(sys.executable)
