@@ -1,6 +1,7 @@
 import io
 import json
 import pickle
+import struct
 import tracemalloc
 import zlib
 
@@ -307,10 +308,10 @@ def test_bodies_above_the_limit_are_refused_before_they_are_read():
         json_settings.reset(token)
 
 
-@pytest.mark.parametrize("shape", [(300_000,), (3000, 100), (100_000, 3), (300, 10, 100), (300_000, 1)])
+@pytest.mark.parametrize("shape", [(300_000,), (3000, 100), (100_000, 3), (300, 10, 100), (150_000, 1)])
 def test_large_json_is_read_in_pieces_as_it_is_in_one(shape, monkeypatch):
     array = np.random.default_rng(0).random(shape, dtype="f4")
-    data = json.dumps(array.tolist(), indent=1 if len(shape) == 2 else None)
+    data = json.dumps(array.tolist(), indent=1 if shape == (3000, 100) else None)
     pieces = []
     piece = json_arrays._piece
     monkeypatch.setattr(json_arrays, "_piece", lambda *a, **o: pieces.append(a) or piece(*a, **o))
@@ -365,6 +366,15 @@ def test_tables_are_read_as_typed_columns(kind):
     assert list(table) == ["age", "city", "score"]
     assert {name: column.tolist() for name, column in table.items()} == {name: TABLE[name] for name in table}
     assert [column.dtype for column in table.values()] == ["i4", "O", "f4"]
+
+
+def test_arrow_text_that_points_outside_its_buffer_is_refused():
+    data = arrow({"city": pa.array(["aaaa", "bbbb"])})
+    offsets = struct.pack("<3i", 0, 4, 8)
+    assert data.count(offsets) == 1
+    hostile = data.replace(offsets, struct.pack("<3i", 0, 4, 1 << 20))
+    assert post(TableBody({"city": str}), data, ARROW)["city"].tolist() == ["aaaa", "bbbb"]
+    assert refusal(TableBody({"city": str}), hostile, ARROW) == (422, "arrow_invalid", ["body"])
 
 
 def test_tables_of_numbers_may_be_safetensors():

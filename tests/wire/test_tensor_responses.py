@@ -58,6 +58,7 @@ LAYOUTS = {
     "transposed": lambda a: a.T,
     "strided": lambda a: a[:, ::2],
     "reversed": lambda a: a[::-1],
+    "one column": lambda a: np.asfortranarray(a[:, :1]),
     "one axis": lambda a: a[1, ::-1],
     "three axes": lambda a: np.stack([a, a]),
 }

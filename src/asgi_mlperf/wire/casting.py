@@ -57,9 +57,7 @@ def _cast(array: NDArray[Any], dtype: np.dtype[Any], loc: tuple[str, ...]) -> ND
     with np.errstate(over="ignore", invalid="ignore"):
         cast = array.astype(dtype)
     if dtype.kind in "iu":
-        first_wrong(
-            (cast != array) | ((cast < 0) != (array < 0)), "out_of_range", f"Input should fit in {dtype}", loc
-        )
+        first_wrong(cast != array, "out_of_range", f"Input should fit in {dtype}", loc)
     return cast
 
 
