@@ -195,6 +195,11 @@ def test_nan_is_refused_where_it_stands_unless_it_may_be_there(kind):
     assert np.isnan(read[1, 1])
 
 
+def test_arrow_nulls_are_refused_as_such():
+    kind, data = HOSTILE["nulls"]
+    assert refusal(ArrayBody("f4", finite=False), data, kind) == (422, "null", ["body", "x"])
+
+
 def test_null_is_nan_where_nan_may_be():
     assert np.isnan(post(ArrayBody("f4", finite=False), "[1,null]")[1])
 
