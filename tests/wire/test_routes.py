@@ -132,7 +132,7 @@ def test_untyped_endpoints_may_return_arrays():
     assert both.post("/tensor").json() == [[0.5]]
 
 
-async def embed(x: Array[np.float32, "n 2"], scale: float = 1.0):  # type: ignore[name-defined] # noqa: F722
+async def embed(x: Array[np.float32, "n 2"], scale: float = 1.0):  # noqa: F722 - a shape
     with np.errstate(all="ignore"):
         return x * np.float32(scale)
 
@@ -171,7 +171,7 @@ def test_an_app_may_answer_validation_errors_in_its_own_way():
     async def own(_request, error):
         return JSONResponse(len(error.errors()), 400)
 
-    api.app.add_exception_handler(RequestValidationError, own)  # type: ignore[attr-defined] # a FastAPI app
+    api.app.add_exception_handler(RequestValidationError, own)
     assert api.post("/embed", json=[1]).json() == 1
 
 
@@ -198,7 +198,7 @@ def build_api():
     @api.post(
         "/echo", responses={200: {"content": TensorResponse.CONTENT}, 406: {"description": "No format"}}
     )
-    async def echo(x: Array[np.int32, "... 2"]):  # type: ignore[name-defined] # noqa: F722
+    async def echo(x: Array[np.int32, "... 2"]):  # noqa: F722 - a shape
         return TensorResponse(x)
 
     return api

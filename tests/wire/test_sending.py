@@ -15,7 +15,6 @@ from asgi_mlperf.wire import (
     encoding,
     exact,
     json_settings,
-    sending,
     tensors,
 )
 from asgi_mlperf.wire.weight import weigh
@@ -109,7 +108,9 @@ def test_light_bodies_are_made_at_once_and_heavy_ones_when_they_are_sent():
 
 def test_heavy_bodies_are_made_in_another_thread(monkeypatch):
     makers = []
-    monkeypatch.setattr(sending.time, "sleep", lambda _s: makers.append(threading.get_ident()))
+    monkeypatch.setattr(
+        "asgi_mlperf.wire.sending.time.sleep", lambda _s: makers.append(threading.get_ident())
+    )
     send(ORJSONResponse(np.zeros(10**6)))
     assert makers
     assert threading.get_ident() not in makers

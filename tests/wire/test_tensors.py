@@ -6,11 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-import pandas as pd
-import polars as pl
-import pyarrow as pa
 import pytest
 import torch
 
@@ -18,8 +14,13 @@ from asgi_mlperf.exceptions import UnserializableError
 from asgi_mlperf.wire import JSONSettings, ORJSONResponse
 from asgi_mlperf.wire.exact import Walk
 
+ml_dtypes: Any = pytest.importorskip("ml_dtypes")
+pd: Any = pytest.importorskip("pandas")
+pl: Any = pytest.importorskip("polars")
+pa: Any = pytest.importorskip("pyarrow")
+
 NUMBERS = ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "g"]
-LAYOUTS = {
+LAYOUTS: dict[str, Any] = {
     "contiguous": lambda a: a,
     "strided": lambda a: np.repeat(a, 2, axis=0)[::2],
     "reversed": lambda a: a[::-1, ::-1],
@@ -36,7 +37,7 @@ LAYOUTS = {
     "subclass": lambda a: a.view(type("Mine", (np.ndarray,), {})),
     "read-only": lambda a: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape),
 }
-NESTINGS = {
+NESTINGS: dict[str, Any] = {
     "alone": (lambda a: a, lambda j: j),
     "in a dict": (lambda a: {"y": a}, lambda j: j["y"]),
     "in a list of dicts": (lambda a: [{"a": 1}, {"y": (a,)}], lambda j: j[1]["y"][0]),

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from asgi_mlperf.wire.tables import TableBody
 
+__all__ = ["Array", "ORJSONRoute", "parsed"]
+
 _INJECTED = "_asgi_mlperf_injected"
 _PARSER = "_asgi_mlperf_parser"
 _UNPROCESSABLE = 422
@@ -64,7 +66,6 @@ class ORJSONRoute(APIRoute):
         if _is_untyped(endpoint, options):
             endpoint = _answering(endpoint, options.get("status_code"))
         super().__init__(path, endpoint, **options)
-
         _describe_bodies(self)
 
 
@@ -88,7 +89,7 @@ def parsed(parser: ArrayBody | TableBody) -> Any:
 
 
 if TYPE_CHECKING:
-    Array = Annotated
+    from typing import Annotated as Array
 else:
 
     class Array:
