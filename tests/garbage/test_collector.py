@@ -115,6 +115,7 @@ def test_nothing_is_collected_after_the_end(bench: Bench):
     list(bench.pauses.drain())
     bench.loop.step()
     assert bench.passes() == []
+    assert bench.pauses.listeners == []
 
 
 def promote(objects: int) -> list[Any]:

@@ -53,7 +53,7 @@ def test_garbage_that_waits_stays_within_its_bounds(history, bytes_per_object):
     # What one request makes is noticed between requests at the earliest.
     request = 200_000 * bytes_per_object
     growth = max(SETTINGS.full_growth_mb * MIB, 0.1 * world.most_live_bytes)
-    assert world.most_garbage_bytes <= 2 * growth * 8 + request
+    assert world.most_garbage_bytes <= 4 * growth + request
 
 
 @settings(max_examples=50, deadline=None)

@@ -166,6 +166,14 @@ def test_what_was_loaded_late_is_frozen_at_sustained_idle():
     assert late.choose(idle._replace(now=idle.now + 1_000, quiet_s=1_000)) is None
 
 
+def test_nothing_is_frozen_for_being_idle_while_a_request_is_in_flight_however_long_it_takes():
+    late = survived(30_000)
+    waiting = START._replace(now=START.now + 30, quiet_s=30, in_flight=1, floor=1)
+    assert late.choose(waiting) is None
+    collected(late, 2, seconds=0.001, candidates=0, freed=0, now=waiting.now)
+    assert not late.wants_freeze(waiting)
+
+
 def test_a_live_set_that_is_simply_big_is_frozen_at_once_when_idle_and_with_patience_when_busy():
     big = survived(400_000)
     collected(big, 2, seconds=0.01, candidates=0, freed=0, now=START.now)
