@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from fastapi import FastAPI
 
-from asgi_mlperf import Plugin, Settings, runtime
+from asgi_mlperf import Plugin, Settings
+from asgi_mlperf.runtime import process
 
 MODE = os.environ["GC_BENCH_MODE"]
 MEMORY_LIMIT_MB = int(os.environ.get("GC_BENCH_LIMIT_MB", "0"))
@@ -119,6 +120,6 @@ def memory() -> dict[str, int]:
 
 
 if MEMORY_LIMIT_MB:
-    runtime.memory_limit = lambda: MEMORY_LIMIT_MB << 20
+    process.memory_limit = lambda: MEMORY_LIMIT_MB << 20
 
 Plugin(Settings(gc={"mode": PLUGIN_MODES.get(MODE, "off")})).install(app)

@@ -11,10 +11,12 @@ import pytest
 WORKER = """
 import asyncio, gc, json, pathlib, sys, time
 from starlette.applications import Starlette
-from asgi_mlperf import Plugin, Settings, runtime
+from asgi_mlperf import Plugin, Settings
+from asgi_mlperf.runtime import process
 
 mode, limit = sys.argv[1], int(sys.argv[2])
-runtime.memory_limit = lambda: limit or None
+assert hasattr(process, "memory_limit")
+process.memory_limit = lambda: limit or None
 
 def memory(name):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
