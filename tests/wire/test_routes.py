@@ -108,6 +108,14 @@ def test_responses_are_those_of_a_stock_route(prefix, path):
     assert len(ran) == (2 if path == "/async/3?q=1" else 0)
 
 
+def test_an_endpoint_may_be_registered_again_as_older_versions_of_fastapi_do():
+    async def endpoint():
+        return np.ones(1)
+
+    first = ORJSONRoute("/a", endpoint)
+    assert ORJSONRoute("/b", first.endpoint).endpoint is first.endpoint
+
+
 def test_openapi_is_unchanged():
     assert APP.openapi() == STOCK.openapi()
 
