@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
+
 
 def http_scope(path: str, method: str = "GET", **more: Any) -> dict[str, Any]:
     return {
@@ -54,9 +56,12 @@ async def call(
 ) -> Answer:
     """Call ``app`` once; ``on_send`` sees each message and may raise, as servers do when the client left."""
     answer = Answer()
+    unread = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        if not unread:
+            await anyio.sleep_forever()  # as a server does until the client leaves
+        return unread.pop()
 
     async def send(message: Any) -> None:
         if on_send is not None:
