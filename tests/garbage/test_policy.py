@@ -155,6 +155,15 @@ def test_fast_growth_of_memory_does_not_wait_for_a_quiet_moment():
     assert policy().choose(grown) is Generation.FULL
 
 
+def test_fast_growth_of_memory_comes_before_the_budget():
+    made = policy()
+    collected(made, 2, seconds=0.05, candidates=0, freed=0, now=START.now)
+    collected(made, 2, seconds=0.05, candidates=2_000_000, freed=1_900_000, now=START.now)
+    made.saw_memory(START)
+    assert made.choose(START._replace(quiet_s=1, rss=START.rss + 65 * MIB)) is not Generation.FULL
+    assert made.choose(START._replace(quiet_s=1, rss=START.rss + 128 * MIB)) is Generation.FULL
+
+
 def test_what_was_loaded_late_is_frozen_at_sustained_idle():
     late = survived(30_000)
     idle = START._replace(now=START.now + 6, quiet_s=5)
