@@ -15,7 +15,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from tests.support import call
+from tests.host.asking import ask
 
 from asgi_mlperf import Plugin, Settings
 
@@ -83,7 +83,7 @@ async def main(where: str, op: str) -> None:
         if where == "old_thread":
             executor.submit(int).result()
         async with app.router.lifespan_context(app):
-            sys.stdout.write((await call(app)).body.decode())
+            sys.stdout.write(await ask(app))
 
 
 if __name__ == "__main__":

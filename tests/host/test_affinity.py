@@ -101,7 +101,12 @@ def test_every_thread_is_moved_old_and_new_and_all_are_put_back():
     before = frozenset(os.sched_getaffinity(0))
     one = frozenset(sorted(before)[:1])
     ready, done = threading.Event(), threading.Event()
-    old = threading.Thread(target=lambda: (ready.set(), done.wait()))
+
+    def wait():
+        ready.set()
+        done.wait()
+
+    old = threading.Thread(target=wait)
     old.start()
     ready.wait()
     with pinned(Placement(one, one)):

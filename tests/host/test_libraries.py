@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -71,7 +72,7 @@ def test_a_count_that_cannot_be_read_is_one(monkeypatch):
 
 
 def test_torch_half_imported_by_another_thread_is_left_for_the_next_look(monkeypatch):
-    monkeypatch.setitem(libraries.sys.modules, "torch", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace())
     assert "torch" not in {library.name for library in loaded()}
 
 

@@ -100,7 +100,7 @@ def test_the_launcher_becomes_the_server(monkeypatch, capsys):
 
 
 def test_a_server_that_is_not_installed_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["run", "--server", "gunicorn", "--", "app:app"]) == 2
     assert "pip install gunicorn" in capsys.readouterr().err
 

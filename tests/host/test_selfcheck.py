@@ -31,7 +31,11 @@ def test_ops_in_a_fresh_thread_start_none_where_the_caps_hold(caps):
 
 
 def test_a_thread_that_an_op_starts_is_counted(caps, monkeypatch):
-    monkeypatch.setattr(caps, "begin", lambda: (torch.get_num_threads(), torch.set_num_threads(2)))
+    def begin():
+        torch.get_num_threads()
+        torch.set_num_threads(2)
+
+    monkeypatch.setattr(caps, "begin", begin)
     finding = check(caps)
     assert finding.started["torch matmul"] + finding.started["torch convolution"] >= 1
     assert finding.above["torch"] == 2

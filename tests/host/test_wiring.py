@@ -11,7 +11,7 @@ import torch
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from tests.support import call
+from tests.host.asking import ask
 
 from asgi_mlperf import Plugin, Settings
 
@@ -78,8 +78,8 @@ async def test_a_handlers_own_count_is_kept_and_reported(caplog):
     plugin, before = Plugin(Settings(threads={"cpus": 1})), torch.get_num_threads()
     app = app_with(plugin, Route("/set", handler), Route("/look", look))
     async with app.router.lifespan_context(app):
-        await call(app, "/set")
-        assert (await call(app, "/look")).body == b"2"
+        await ask(app, "/set")
+        assert await ask(app, "/look") == "2"
         assert await plugin.run(torch.get_num_threads) == 2
     assert "torch.set_num_threads" in caplog.text
     torch.set_num_threads(before)
@@ -89,7 +89,7 @@ async def test_the_width_is_a_metric_when_the_check_has_ended():
     app = app_with(Plugin(Settings(workers=CPUS)))
     async with app.router.lifespan_context(app):
         for _ in range(1000):
-            body = (await call(app, "/metrics")).body.decode()
+            body = await ask(app, "/metrics")
             if 'asgi_mlperf_native_threads{library="torch"} 1.0' in body:
                 return
             await asyncio.to_thread(lambda: None)
