@@ -171,7 +171,6 @@ def test_a_call_whose_stream_was_left_while_it_ran_keeps_its_slot_until_it_ends(
             assert server.at_gate().name == "second"
 
 
-@pytest.mark.xfail(reason="a handler that only awaits the call does not learn that its client left")
 def test_a_plain_call_whose_client_left_while_it_waited_is_never_run(tmp_path):
     with (
         serving(COMMANDS["uvicorn"], tmp_path, environ={"ASGI_MLPERF_POOL__THREADS": "1"}) as server,

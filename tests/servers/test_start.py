@@ -62,7 +62,6 @@ def test_an_unknown_setting_stops_the_start_and_says_the_nearest_name(tmp_path):
         assert server.read_events() == []
 
 
-@pytest.mark.xfail(reason="the section reports it a second time, without its variable's name")
 def test_an_unknown_setting_of_a_known_section_is_reported_once(tmp_path):
     with serving(COMMANDS["uvicorn"], tmp_path, environ={"ASGI_MLPERF_POOL__THREAD": "2"}) as server:
         assert server.exit_status() != 0
