@@ -109,6 +109,7 @@ class Plugin:
             return
         if not any(middleware.kwargs.get("plugin") is self for middleware in app.user_middleware):
             app.add_middleware(PerfMiddleware, plugin=self)
+        self.has_middleware = True
         if router.lifespan_context not in (self.lifespan, *self._wrapped):
             router.lifespan_context = self.wrap(router.lifespan_context)
 

@@ -117,7 +117,7 @@ def test_client_and_app_see_what_they_see_without_the_plugin(views, scenario):
 def value_of(server: Server, series: str) -> float:
     """Return the value of a series, named with its labels as it is written."""
     lines = server.get("/metrics").body.splitlines()
-    return next(float(line.removeprefix(series)) for line in lines if line.startswith(series + " "))
+    return next((float(line.removeprefix(series)) for line in lines if line.startswith(series + " ")), 0.0)
 
 
 def becomes(server: Server, series: str, expected: float) -> bool:
@@ -130,17 +130,17 @@ def becomes(server: Server, series: str, expected: float) -> bool:
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_requests_are_in_flight_until_their_handlers_end_and_no_longer(name, tmp_path):
+def test_requests_are_in_flight_until_their_clients_leave_and_slots_taken_until_their_calls_end(name, tmp_path):
     with serving(COMMANDS[name], tmp_path) as server:
         with closing(server.request("/stream")) as stream, closing(server.request("/left?name=it")):
             stream.recv(1)
             function = server.at_gate()
             assert becomes(server, "http_server_active_requests", 2)
         server.wait_for("stream ended")
-        assert becomes(server, "http_server_active_requests", 1)
-        function.let_through()
-        server.wait_for("handler ended")
         assert becomes(server, "http_server_active_requests", 0)
+        assert value_of(server, 'asgi_mlperf_inference_running{pool="default"}') == 1
+        function.let_through()
+        assert becomes(server, 'asgi_mlperf_inference_running{pool="default"}', 0)
 
 
 def test_a_call_whose_stream_was_left_while_it_waited_is_never_run(tmp_path):
@@ -179,7 +179,11 @@ def test_a_plain_call_whose_client_left_while_it_waited_is_never_run(tmp_path):
         first = server.at_gate()
         with closing(server.request("/gated?name=second")):
             assert becomes(server, 'asgi_mlperf_inference_queue_length{pool="default"}', 1)
+        abandoned = 'asgi_mlperf_inference_abandoned_total{pool="default",reason="client_left"}'
+        assert becomes(server, abandoned, 1)
         with closing(server.request("/gated?name=third")):
-            assert becomes(server, 'asgi_mlperf_inference_queue_length{pool="default"}', 2)
+            assert becomes(server, 'asgi_mlperf_inference_queue_length{pool="default"}', 1)
             first.let_through()
-            assert server.at_gate().name == "third"
+            third = server.at_gate()
+            assert third.name == "third"
+            third.let_through()

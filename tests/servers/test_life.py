@@ -169,4 +169,4 @@ def test_a_request_that_the_server_cancels_ends_as_it_does_without_the_plugin(tm
 def test_a_model_function_that_never_returns_does_not_keep_the_server(tmp_path):
     life = cut_short("/gated?name=stuck", tmp_path, plugin=True)
     assert life.pids("shutdown") == life.pids("startup")
-    assert life.output.count("1 model calls were still running after the drain time") == 1
+    assert life.output.count("1 calls to default still ran after the drain time") == 1

@@ -25,7 +25,7 @@ def test_without_a_lifespan_requests_pass_with_one_warning_that_names_the_fix(na
         server.exit_status()
         warnings = [line for line in server.output.splitlines() if "asgi-mlperf" in line]
         assert len(warnings) == 1
-        assert "its lifespan did not run" in warnings[0]
+        assert "its lifespan is not running" in warnings[0]
         assert "plugin.install(app)" in warnings[0]
 
 
