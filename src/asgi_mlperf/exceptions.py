@@ -9,7 +9,7 @@
     ├── UnserializableError (TypeError)     a response holds a value JSON cannot say
     ├── Overloaded (HTTPException)          refused at the door: 503 with Retry-After
     ├── DeadlineExceeded (HTTPException)    the deadline passed first: 504
-    ├── ClientLeft (HTTPException)          nobody waits for the answer any more: 499
+    ├── ClientLeft (HTTPException, OSError) nobody waits for the answer any more: 499
     └── BodyRefused (HTTPException)         a request body that cannot be an array: 413, 415 or 422
 """
 
@@ -82,10 +82,11 @@ class BodyRefused(ASGIMLPerfError, HTTPException):  # noqa: N818 - the public na
         )
 
 
-class ClientLeft(ASGIMLPerfError, HTTPException):  # noqa: N818 - the public name, without the suffix
+class ClientLeft(ASGIMLPerfError, HTTPException, OSError):  # noqa: N818 - the public name, without the suffix
     """Raised when the client of the request left while its model call waited or ran.
 
-    An ``HTTPException`` with status 499, which nobody reads; a handler need not catch it.
+    An ``HTTPException`` with status 499, which nobody reads; a handler need not catch it. In a response
+    that has begun it is the ``OSError`` that ASGI servers raise when the client has left.
     """
 
     def __init__(self, message: str) -> None:

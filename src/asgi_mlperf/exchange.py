@@ -103,6 +103,11 @@ class Exchange:
             self._ahead = _ReadAhead(self._receive, app_is_reading=self._reading > 0)
         return self._ahead.listen(callback)
 
+    @property
+    def app_hears_of_departures(self) -> bool:
+        """Whether the app is sending and listening at once, and will cancel what it does by itself."""
+        return self.status != 0 and self._ahead is not None and self._ahead.app_is_waiting
+
     def close(self) -> None:
         """Let go of the server's side: nothing is read for this request any more."""
         if self._ahead is not None:
@@ -164,6 +169,7 @@ class _ReadAhead:
     def __init__(self, receive: Receive, *, app_is_reading: bool) -> None:
         self._receive = receive
         self._app_is_reading = app_is_reading
+        self._waiting = 0
         self._kept: deque[Message] = deque()
         self._kept_bytes = 0
         self._gone: Message | None = None
@@ -179,6 +185,10 @@ class _ReadAhead:
         self._continue()
         return lambda: self._forget(key)
 
+    @property
+    def app_is_waiting(self) -> bool:
+        return self._app_is_reading or self._waiting > 0
+
     def close(self) -> None:
         self._listeners.clear()
         if self._reader is not None:
@@ -186,9 +196,9 @@ class _ReadAhead:
 
     def app_has_read(self, message: Message | None) -> None:
         """Take what the app's own call gave it, None when it was cancelled."""
-        self._app_is_reading = False
         if message is not None:
             self._note(message)
+        self._app_is_reading = False
         self._arrived.set()
         self._continue()
 
@@ -199,7 +209,11 @@ class _ReadAhead:
             if self._reader is None and not self._app_is_reading:
                 return await self._read_for_app()
             self._arrived.clear()
-            await self._arrived.wait()
+            self._waiting += 1
+            try:
+                await self._arrived.wait()
+            finally:
+                self._waiting -= 1
         message = self._kept.popleft()
         self._kept_bytes -= len(message.get("body", b""))
         return message

@@ -130,7 +130,7 @@ def becomes(server: Server, series: str, expected: float) -> bool:
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_requests_are_in_flight_until_their_clients_leave_and_slots_taken_until_their_calls_end(name, tmp_path):
+def test_requests_end_when_their_clients_leave_and_slots_when_their_calls_end(name, tmp_path):
     with serving(COMMANDS[name], tmp_path) as server:
         with closing(server.request("/stream")) as stream, closing(server.request("/left?name=it")):
             stream.recv(1)

@@ -154,7 +154,7 @@ class Batcher:
             _, item = self._waiting.popitem(last=False)
             if item.deadline <= now:
                 item.settle(None, DeadlineExceeded(f"{self.name} was not begun before the item's deadline"))
-            if not item.future.done():
+            if not item.future.done() and not item.left:
                 taken.append(item)
         if taken:
             self._sizes.observe(len(taken))

@@ -29,7 +29,7 @@ _OVER = _Over()
 class Waiter:
     """One caller and its future; ``name`` is what it waits for, ``deadline`` is on the pool's clock."""
 
-    __slots__ = ("deadline", "future", "name", "queued_at", "reason")
+    __slots__ = ("deadline", "future", "left", "name", "queued_at", "reason")
 
     def __init__(self, name: str, *, queued_at: float, deadline: float) -> None:
         """Begin to wait at ``queued_at``."""
@@ -37,6 +37,7 @@ class Waiter:
         self.queued_at = queued_at
         self.deadline = deadline
         self.reason = ""
+        self.left = False
         self.future: asyncio.Future[Any] | _Over = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> Any:
@@ -83,6 +84,10 @@ class Waiter:
         self._give_up("deadline", DeadlineExceeded(f"{self.name} did not finish before its deadline"))
 
     def _leave(self) -> None:
+        exchange = current_exchange.get()
+        if exchange is not None and exchange.app_hears_of_departures:
+            self.left = True
+            return
         self._give_up("client_left", ClientLeft(f"the client left while {self.name} waited or ran"))
 
     def _give_up(self, reason: str, error: Exception) -> None:

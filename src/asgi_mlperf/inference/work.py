@@ -97,7 +97,7 @@ class Call(Waiter):
 
     def begin(self, now: float) -> Callable[[], Any] | None:  # noqa: ARG002 - part of Work
         """Run the call, unless nobody waits for it any more."""
-        return None if self.future.done() else partial(_call, self._func, self._args, self.seat)
+        return None if self.future.done() or self.left else partial(_call, self._func, self._args, self.seat)
 
     def waited(self, now: float) -> Iterable[float]:
         """Return the one caller's wait."""

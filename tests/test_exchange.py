@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import asyncio
+
+import anyio
+import anyio.lowlevel
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+from tests.inference.test_pool import Gate
+from tests.support import http_scope
+
+from asgi_mlperf import ClientLeft, Plugin, Settings
+from asgi_mlperf.hooks import Exchange, Traffic
+
+
+class Client:
+    """A request whose body comes in parts, and who leaves when told."""
+
+    def __init__(self, *parts: bytes):
+        self.parts = list(parts)
+        self.left = asyncio.Event()
+        self.receiving = 0
+        self.most_receiving = 0
+        self.sent: list[dict] = []
+
+    async def receive(self):
+        self.receiving += 1
+        self.most_receiving = max(self.most_receiving, self.receiving)
+        try:
+            await anyio.lowlevel.checkpoint()
+            if self.parts:
+                return {"type": "http.request", "body": self.parts.pop(0), "more_body": bool(self.parts)}
+            await self.left.wait()
+            return {"type": "http.disconnect"}
+        finally:
+            self.receiving -= 1
+
+    async def send(self, message):
+        self.sent.append(message)
+
+    def exchange(self) -> Exchange:
+        return Exchange(http_scope("/"), self.receive, self.send, 0.0, Traffic())
+
+
+async def until(condition) -> None:
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_the_app_gets_every_message_in_order_while_somebody_watches():
+    client, departures = Client(b"a", b"b", b"c"), []
+    exchange = client.exchange()
+    assert (await exchange.receive())["body"] == b"a"
+    exchange.on_departure(lambda: departures.append("left"))
+    await until(lambda: not client.parts)
+    assert [(await exchange.receive())["body"] for _ in range(2)] == [b"b", b"c"]
+    assert departures == []
+    client.left.set()
+    assert (await exchange.receive())["type"] == "http.disconnect"
+    assert (await exchange.receive())["type"] == "http.disconnect"
+    assert departures == ["left"]
+    assert client.most_receiving == 1
+    exchange.close()
+
+
+async def test_a_watcher_learns_of_the_departure_from_the_apps_own_receive():
+    client, departures = Client(), []
+    exchange = client.exchange()
+    app = asyncio.create_task(exchange.receive())
+    await until(lambda: client.receiving == 1)
+    exchange.on_departure(lambda: departures.append("left"))
+    await anyio.lowlevel.checkpoint()
+    assert client.most_receiving == 1
+    client.left.set()
+    assert (await app)["type"] == "http.disconnect"
+    assert departures == ["left"]
+    exchange.close()
+
+
+async def test_the_watch_goes_on_when_the_apps_own_receive_is_cancelled():
+    client, departures = Client(), []
+    exchange = client.exchange()
+    app = asyncio.create_task(exchange.receive())
+    await until(lambda: client.receiving == 1)
+    exchange.on_departure(lambda: departures.append("left"))
+    app.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await app
+    await until(lambda: client.receiving == 1)
+    client.left.set()
+    await until(lambda: departures == ["left"])
+    assert client.most_receiving == 1
+    exchange.close()
+
+
+async def test_an_app_that_receives_while_the_watch_reads_waits_its_turn():
+    client = Client()
+    exchange = client.exchange()
+    stop = exchange.on_departure(lambda: None)
+    await until(lambda: client.receiving == 1)
+    app = asyncio.create_task(exchange.receive())
+    await anyio.lowlevel.checkpoint()
+    assert client.most_receiving == 1
+    stop()
+    client.left.set()
+    assert (await app)["type"] == "http.disconnect"
+    exchange.close()
+
+
+async def test_no_more_than_a_mebibyte_is_read_ahead():
+    client = Client(*[b"x" * 300_000] * 10)
+    exchange = client.exchange()
+    exchange.on_departure(lambda: None)
+    await until(lambda: len(client.parts) == 6)
+    for _ in range(10):
+        await anyio.lowlevel.checkpoint()
+    assert len(client.parts) == 6
+    bodies = [(await exchange.receive())["body"] for _ in range(10)]
+    assert len(b"".join(bodies)) == 3_000_000
+    exchange.close()
+
+
+async def test_who_asks_after_the_departure_is_told_at_once():
+    client, departures = Client(), []
+    exchange = client.exchange()
+    client.left.set()
+    exchange.on_departure(lambda: departures.append(1))
+    await until(lambda: departures == [1])
+    exchange.on_departure(lambda: departures.append(2))
+    assert departures == [1, 2]
+    exchange.close()
+
+
+async def test_a_server_whose_receive_fails_fails_the_app_and_not_the_watch():
+    async def broken():
+        raise RuntimeError("server trouble")
+
+    exchange = Exchange(http_scope("/"), broken, broken, 0.0, Traffic())
+    exchange.on_departure(lambda: None)
+    await anyio.lowlevel.checkpoint()
+    await anyio.lowlevel.checkpoint()
+    with pytest.raises(RuntimeError, match="server trouble"):
+        await exchange.receive()
+    exchange.close()
+
+
+class Passes(BaseHTTPMiddleware):
+    async def dispatch(self, request, call_next):
+        return await call_next(request)
+
+
+@pytest.mark.parametrize("middleware", [[], [Middleware(Passes)]], ids=["bare", "behind BaseHTTPMiddleware"])
+@pytest.mark.parametrize("body", ["read", "unread", "streamed"])
+@pytest.mark.parametrize("spec", ["2.3", "2.4"])
+async def test_a_client_that_leaves_while_its_call_waits_costs_no_compute(middleware, body, spec):
+    plugin = Plugin(Settings(pool={"threads": 1}))
+
+    async def compute(request):
+        if body == "read":
+            await request.body()
+        if body == "streamed":
+
+            async def parts():
+                yield str(await plugin.run(gate, "mine"))
+
+            return StreamingResponse(parts())
+        return PlainTextResponse(str(await plugin.run(gate, "mine")))
+
+    app = Starlette(routes=[Route("/", compute, methods=["POST"])], middleware=middleware)
+    plugin.install(app)
+    async with plugin.lifespan(app):
+        gate = Gate()
+        running = asyncio.create_task(plugin.run(gate, "other"))
+        await gate.started.get()
+        client = Client(b"body")
+        scope = http_scope("/", "POST", asgi={"version": "3.0", "spec_version": spec})
+        request = asyncio.create_task(app(scope, client.receive, client.send))
+        pool = plugin._engine().pool()
+        await until(lambda: len(pool._admission) == 1)
+        client.left.set()
+        await until(lambda: len(pool._admission) == 0)
+        (ended,) = await asyncio.gather(request, return_exceptions=True)
+        gate.opened.set()
+        assert await running == "other"
+    assert ended is None or isinstance(ended, ClientDisconnect)
+    assert gate.calls == 1
+    assert client.most_receiving == 1
+
+
+async def test_a_client_that_leaves_while_its_call_runs_frees_the_handler_at_once_and_the_slot_later():
+    plugin, errors = Plugin(Settings(pool={"threads": 1})), []
+
+    async def compute(request):
+        try:
+            await plugin.run(gate)
+        except ClientLeft as error:
+            errors.append(str(error))
+            raise
+
+    app = Starlette(routes=[Route("/", compute)])
+    plugin.install(app)
+    async with plugin.lifespan(app):
+        gate, client = Gate(), Client()
+        request = asyncio.create_task(app(http_scope("/"), client.receive, client.send))
+        await gate.started.get()
+        client.left.set()
+        await request
+        assert client.sent[0]["status"] == 499
+        assert (gate.running, plugin._engine().pool()._admission.running) == (1, 1)
+        gate.opened.set()
+        assert await plugin.run(abs, -1) == 1
+    assert errors == ["the client left while Gate waited or ran"]
