@@ -150,6 +150,23 @@ async def test_a_server_whose_receive_fails_fails_the_app_and_not_the_watch():
     exchange.close()
 
 
+async def test_a_stub_that_repeats_its_request_for_ever_is_not_read_for_ever():
+    calls = 0
+
+    async def repeating():
+        nonlocal calls
+        calls += 1
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    exchange = Exchange(http_scope("/"), repeating, repeating, 0.0, Traffic())
+    exchange.on_departure(lambda: pytest.fail("nobody left"))
+    for _ in range(10):
+        await anyio.lowlevel.checkpoint()
+    assert calls == 2
+    assert (await exchange.receive())["type"] == "http.request"
+    exchange.close()
+
+
 class Passes(BaseHTTPMiddleware):
     async def dispatch(self, request, call_next):
         return await call_next(request)

@@ -18,6 +18,7 @@ CLIENT_LEFT = 499
 """The status, as nginx has it, of a request whose client left before the response was complete."""
 
 _READ_AHEAD_BYTES = 1 << 20
+_MESSAGE_BYTES = 256
 
 
 class Traffic:
@@ -172,6 +173,8 @@ class _ReadAhead:
         self._waiting = 0
         self._kept: deque[Message] = deque()
         self._kept_bytes = 0
+        self._body_over = False
+        self._senseless = False
         self._gone: Message | None = None
         self._listeners: dict[object, Callable[[], None]] = {}
         self._arrived = asyncio.Event()
@@ -215,7 +218,7 @@ class _ReadAhead:
             finally:
                 self._waiting -= 1
         message = self._kept.popleft()
-        self._kept_bytes -= len(message.get("body", b""))
+        self._kept_bytes -= len(message.get("body", b"")) + _MESSAGE_BYTES
         return message
 
     async def _read_for_app(self) -> Message:
@@ -228,18 +231,17 @@ class _ReadAhead:
         return message
 
     def _continue(self) -> None:
-        wanted = self._listeners and self._gone is None and self._kept_bytes < _READ_AHEAD_BYTES
-        if wanted and self._reader is None and not self._app_is_reading:
+        over = self._gone is not None or self._senseless or self._kept_bytes >= _READ_AHEAD_BYTES
+        if self._listeners and not over and self._reader is None and not self._app_is_reading:
             self._reader = asyncio.get_running_loop().create_task(self._read())
 
     async def _read(self) -> None:
         try:
-            while self._gone is None and self._kept_bytes < _READ_AHEAD_BYTES:
+            while self._gone is None and self._kept_bytes < _READ_AHEAD_BYTES and not self._senseless:
                 message = await self._receive()
                 self._note(message)
                 if self._gone is None:
-                    self._kept.append(message)
-                    self._kept_bytes += len(message.get("body", b""))
+                    self._keep(message)
                 self._arrived.set()
         except Exception as error:  # noqa: BLE001 - the app's own next call meets it
             log.debug("the server's receive failed while reading ahead: %r", error)
@@ -252,6 +254,13 @@ class _ReadAhead:
             self._gone = message
             for callback in list(self._listeners.values()):
                 callback()
+
+    def _keep(self, message: Message) -> None:
+        # After the last part of the body only a departure makes sense; stubs repeat themselves for ever.
+        self._senseless = self._body_over
+        self._body_over = not message.get("more_body", False)
+        self._kept.append(message)
+        self._kept_bytes += len(message.get("body", b"")) + _MESSAGE_BYTES
 
     def _forget(self, key: object) -> None:
         self._listeners.pop(key, None)
