@@ -73,9 +73,9 @@ def wait_for(port: int) -> None:
             return
 
 
-def requests_per_s(port: int, path: str, connections: int, seconds: float) -> float:
+def requests_per_s(port: int, path: str, connections: int, seconds: int) -> float:
     ran = subprocess.run(
-        ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", f"http://127.0.0.1:{port}{path}"],
+        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"http://127.0.0.1:{port}{path}"],
         capture_output=True,
         text=True,
         check=True,
@@ -95,7 +95,7 @@ def measure(
     workers: int,
     connections: int,
     rounds: int,
-    seconds: float,
+    seconds: int,
 ) -> Figures:
     figures: Figures = {path: {name: [] for name in contenders} for path in paths}
     with ExitStack() as stack:
