@@ -10,7 +10,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
-from asgi_mlperf import ORJSONResponse, Plugin
+from asgi_mlperf import Plugin, TensorResponse
 from example_app.catalogue import catalogue
 from example_app.model import classifier
 from example_app.network import PIXELS
@@ -58,11 +58,11 @@ async def recommend(visit: Visit) -> Ranking:
     return rank(catalogue(), customers[visit.customer], visit.limit)
 
 
-@app.post("/embed")
-async def embed(request: Images) -> ORJSONResponse:
-    """Return the activations before the model's last layer, 128 numbers per image."""
+@app.post("/embed", response_class=TensorResponse, responses={200: {"content": TensorResponse.CONTENT}})
+async def embed(request: Images) -> TensorResponse:
+    """Return the activations before the model's last layer, 128 numbers per image, as JSON or tensors."""
     embeddings = await plugin.run(classifier().embed, request.images)
-    return ORJSONResponse({"embeddings": embeddings})
+    return TensorResponse({"embeddings": embeddings})
 
 
 @app.get("/", include_in_schema=False)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -26,7 +27,7 @@ class Client:
         self.left = asyncio.Event()
         self.receiving = 0
         self.most_receiving = 0
-        self.sent: list[dict] = []
+        self.sent: list[dict[str, Any]] = []
 
     async def receive(self):
         self.receiving += 1

@@ -4,6 +4,7 @@ import contextvars
 import logging
 import threading
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -420,7 +421,7 @@ async def test_warm_ups_may_return_coroutines_and_run_in_a_stock_app_too():
         plugin = Plugin(Settings(enabled=enabled))
         warmed: list[list[int]] = []
         predict = plugin.batched(lambda items, warmed=warmed: warmed.append(items) or items)
-        plugin.warmup(lambda predict=predict: predict(7))
+        plugin.warmup(partial(lambda predict: predict(7), predict))
         async with plugin.lifespan(Starlette()):
             assert warmed == [[7]]
 

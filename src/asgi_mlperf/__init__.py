@@ -8,6 +8,7 @@ from asgi_mlperf.declared import Batched, InferencePool, RemoteLimit
 from asgi_mlperf.exceptions import (
     ASGIMLPerfError,
     BatchError,
+    BodyRefused,
     ClientLeft,
     ConfigurationError,
     DeadlineExceeded,
@@ -19,23 +20,26 @@ from asgi_mlperf.inference.deadlines import time_left
 from asgi_mlperf.middleware import PerfMiddleware
 from asgi_mlperf.plugin import Plugin
 from asgi_mlperf.settings import Settings
-from asgi_mlperf.wire.responses import ORJSONResponse
+from asgi_mlperf.wire import ORJSONResponse, ORJSONStreamingResponse, TensorResponse
 
 __all__ = [
     "ASGIMLPerfError",
     "BatchError",
     "Batched",
+    "BodyRefused",
     "ClientLeft",
     "ConfigurationError",
     "DeadlineExceeded",
     "InferencePool",
     "NotRunning",
     "ORJSONResponse",
+    "ORJSONStreamingResponse",
     "Overloaded",
     "PerfMiddleware",
     "Plugin",
     "RemoteLimit",
     "Settings",
+    "TensorResponse",
     "UnserializableError",
     "time_left",
 ]

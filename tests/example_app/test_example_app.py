@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from example_app.catalogue import CUSTOMERS, catalogue
 from example_app.main import app
 from example_app.page import index_page
@@ -65,6 +66,14 @@ def test_embed_returns_one_vector_per_image(client: TestClient, model: Classifie
     images = held_out_digits().images[:5].int().tolist()
     embeddings = client.post("/embed", json={"images": images}).json()["embeddings"]
     assert np.allclose(embeddings, model.embed(images), atol=1e-4)
+
+
+def test_embed_answers_in_the_format_that_the_client_wants(client: TestClient, model: Classifier) -> None:
+    images = held_out_digits().images[:2].int().tolist()
+    answer = client.post("/embed", json={"images": images}, headers={"accept": "application/x-safetensors"})
+    assert answer.headers["content-type"] == "application/x-safetensors"
+    tensors = safetensors.numpy.load(answer.content)
+    assert np.allclose(tensors["embeddings"], model.embed(images), atol=1e-4)
 
 
 def test_rank_recommends_the_same_items_in_every_process(client: TestClient) -> None:
