@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--seconds", type=float, default=2, help="of load, for each contender, request and round"
+        "--seconds", type=int, default=2, help="of load, for each contender, request and round"
     )
     parser.add_argument("--json", type=Path, help="write every round's figures here")
     options = parser.parse_args()

@@ -11,6 +11,8 @@ import torch
 
 from asgi_mlperf.host import libraries
 from asgi_mlperf.host.libraries import Library, loaded, set_interop
+from asgi_mlperf.host.threads import NativeThreadCaps
+from asgi_mlperf.host.widths import Widths
 
 assert np
 
@@ -84,3 +86,16 @@ def test_inter_op_threads_that_were_used_already_are_left(monkeypatch, caplog):
     with caplog.at_level(logging.DEBUG):
         set_interop(1)
     assert "inter-op" in caplog.text
+
+
+def test_a_threads_first_op_does_not_adopt_a_count_that_another_thread_set():
+    found = torch.get_num_threads()
+    caps = NativeThreadCaps(Widths(1, 1, 1), interop=1)
+    caps.refresh()
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(caps.begin).result()
+        torch.set_num_threads(found + 1)
+        thread.submit(torch.tanh, torch.ones(300, 300)).result()
+        assert thread.submit(torch.get_num_threads).result() == 1
+    caps.restore()
+    assert torch.get_num_threads() == found
