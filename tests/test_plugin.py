@@ -420,8 +420,12 @@ async def test_warm_ups_may_return_coroutines_and_run_in_a_stock_app_too():
     for enabled in (True, False):
         plugin = Plugin(Settings(enabled=enabled))
         warmed: list[list[int]] = []
-        predict = plugin.batched(lambda items, warmed=warmed: warmed.append(items) or items)
-        plugin.warmup(partial(lambda predict: predict(7), predict))
+
+        def model(items: list[int], warmed: list[list[int]] = warmed) -> list[int]:
+            warmed.append(items)
+            return items
+
+        plugin.warmup(partial(plugin.batched(model), 7))
         async with plugin.lifespan(Starlette()):
             assert warmed == [[7]]
 
