@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from example_app.demo.load import Workload
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_core() -> Iterator[None]:
     with one_native_thread():
         yield
@@ -36,12 +36,12 @@ def model(cache: Path) -> Classifier:
         return classifier()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prepared(model: Classifier) -> tuple[Workload, ...]:
     return workloads(model)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def client(model: Classifier) -> Iterator[TestClient]:
     with TestClient(app) as client:
         yield client
