@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
+
+from asgi_mlperf.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
@@ -16,9 +16,6 @@ log = logging.getLogger("asgi_mlperf")
 
 CLIENT_LEFT = 499
 """The status, as nginx has it, of a request whose client left before the response was complete."""
-
-_READ_AHEAD_BYTES = 1 << 20
-_MESSAGE_BYTES = 256
 
 
 class Traffic:
@@ -69,7 +66,7 @@ class Exchange:
         self._traffic = traffic
         self._closers: list[Closer] = []
         self._reading = 0
-        self._ahead: _ReadAhead | None = None
+        self._ahead: ReadAhead | None = None
         traffic.in_flight += 1
 
     def open(self, hooks: tuple[RequestHook, ...]) -> None:
@@ -101,7 +98,7 @@ class Exchange:
         read ahead of the app, at most 1 MiB, and the app gets every message as if nobody had.
         """
         if self._ahead is None:
-            self._ahead = _ReadAhead(self._receive, app_is_reading=self._reading > 0)
+            self._ahead = ReadAhead(self._receive, app_is_reading=self._reading > 0)
         return self._ahead.listen(callback)
 
     @property
@@ -159,108 +156,3 @@ Both are plain functions: no hook can add an await to a request.
 
 current_exchange: ContextVar[Exchange | None] = ContextVar("current_exchange", default=None)
 """The exchange that the running code serves; it may have ended, in background tasks."""
-
-
-class _ReadAhead:
-    """Reads a request's messages before the app asks, to see the client leave; keeps them for the app.
-
-    At any time at most one party awaits the server's ``receive``: servers differ in whom they would tell.
-    """
-
-    def __init__(self, receive: Receive, *, app_is_reading: bool) -> None:
-        self._receive = receive
-        self._app_is_reading = app_is_reading
-        self._waiting = 0
-        self._kept: deque[Message] = deque()
-        self._kept_bytes = 0
-        self._body_over = False
-        self._senseless = False
-        self._gone: Message | None = None
-        self._listeners: dict[object, Callable[[], None]] = {}
-        self._arrived = asyncio.Event()
-        self._reader: asyncio.Task[None] | None = None
-
-    def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
-        key = object()
-        self._listeners[key] = callback
-        if self._gone is not None:
-            callback()
-        self._continue()
-        return lambda: self._forget(key)
-
-    @property
-    def app_is_waiting(self) -> bool:
-        return self._app_is_reading or self._waiting > 0
-
-    def close(self) -> None:
-        self._listeners.clear()
-        if self._reader is not None:
-            self._reader.cancel()
-
-    def app_has_read(self, message: Message | None) -> None:
-        """Take what the app's own call gave it, None when it was cancelled."""
-        if message is not None:
-            self._note(message)
-        self._app_is_reading = False
-        self._arrived.set()
-        self._continue()
-
-    async def receive(self) -> Message:
-        while not self._kept:
-            if self._gone is not None:
-                return self._gone
-            if self._reader is None and not self._app_is_reading:
-                return await self._read_for_app()
-            self._arrived.clear()
-            self._waiting += 1
-            try:
-                await self._arrived.wait()
-            finally:
-                self._waiting -= 1
-        message = self._kept.popleft()
-        self._kept_bytes -= len(message.get("body", b"")) + _MESSAGE_BYTES
-        return message
-
-    async def _read_for_app(self) -> Message:
-        self._app_is_reading = True
-        message: Message | None = None
-        try:
-            message = await self._receive()
-        finally:
-            self.app_has_read(message)
-        return message
-
-    def _continue(self) -> None:
-        over = self._gone is not None or self._senseless or self._kept_bytes >= _READ_AHEAD_BYTES
-        if self._listeners and not over and self._reader is None and not self._app_is_reading:
-            self._reader = asyncio.get_running_loop().create_task(self._read())
-
-    async def _read(self) -> None:
-        try:
-            while self._gone is None and self._kept_bytes < _READ_AHEAD_BYTES and not self._senseless:
-                message = await self._receive()
-                self._note(message)
-                if self._gone is None:
-                    self._keep(message)
-                self._arrived.set()
-        except Exception as error:  # noqa: BLE001 - the app's own next call meets it
-            log.debug("the server's receive failed while reading ahead: %r", error)
-        finally:
-            self._reader = None
-            self._arrived.set()
-
-    def _note(self, message: Message) -> None:
-        if message["type"] == "http.disconnect":
-            self._gone = message
-            for callback in list(self._listeners.values()):
-                callback()
-
-    def _keep(self, message: Message) -> None:
-        # After the last part of the body only a departure makes sense; stubs repeat themselves for ever.
-        self._senseless = self._body_over
-        self._body_over = not message.get("more_body", False)
-        self._kept.append(message)
-        self._kept_bytes += len(message.get("body", b"")) + _MESSAGE_BYTES
-
-    def _forget(self, key: object) -> None:
-        self._listeners.pop(key, None)
