@@ -29,7 +29,7 @@ layers: $(VENV)/.ready
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.ready
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov --cov-report=term
 
 demo: $(VENV)/.ready  ## serve the example app without and with the plugin, and compare
 	$(BIN)/python -m example_app.demo

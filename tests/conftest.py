@@ -58,3 +58,9 @@ def process_as_found(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for library in after["native threads"].keys() - before["native threads"].keys():
         del after["native threads"][library]
     assert after == before
+
+
+@pytest.fixture
+def collector_as_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start without collecting: in a process of many tests each full collection takes its time."""
+    monkeypatch.setenv("ASGI_MLPERF_GC__MODE", "off")

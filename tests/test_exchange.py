@@ -18,6 +18,8 @@ from tests.support import http_scope
 from asgi_mlperf import ClientLeft, Plugin, Settings
 from asgi_mlperf.hooks import Exchange, Traffic
 
+pytestmark = pytest.mark.usefixtures("collector_as_found")
+
 
 class Client:
     """A request whose body comes in parts, and who leaves when told."""

@@ -16,6 +16,8 @@ from tests.support import Answer, call, http_scope
 
 from asgi_mlperf import PerfMiddleware, Plugin
 
+pytestmark = pytest.mark.usefixtures("collector_as_found")
+
 
 async def plain(request):
     return PlainTextResponse("plain", headers={"x-own": "1"})
