@@ -49,6 +49,7 @@ async def with_plugin(routes: int) -> AsyncIterator[FastAPI]:
     app = bare(routes)
     plugin = Plugin(Settings())
     app.add_middleware(PerfMiddleware, plugin=plugin)
+    app.middleware_stack = app.build_middleware_stack()
     async with plugin.lifespan(app):
         yield app
 

@@ -72,7 +72,9 @@ class Exchange:
     def open(self, hooks: tuple[RequestHook, ...]) -> None:
         """Open every hook; what was opened is closed even if a later hook raises."""
         for hook in hooks:
-            self._closers.append(hook(self))
+            closer = hook(self)
+            if closer is not None:
+                self._closers.append(closer)
 
     def end(self) -> None:
         """Leave the traffic and close the hooks in reverse. Only the first call counts."""
@@ -148,8 +150,8 @@ class Exchange:
 Closer = Callable[[Exchange], None]
 """Called once when the exchange ends."""
 
-RequestHook = Callable[[Exchange], Closer]
-"""Called when a request begins, on the event loop; returns what to call when it ends.
+RequestHook = Callable[[Exchange], Closer | None]
+"""Called when a request begins, on the event loop; returns what to call when it ends, if anything.
 
 Both are plain functions: no hook can add an await to a request.
 """

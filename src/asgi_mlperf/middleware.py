@@ -49,10 +49,11 @@ class PerfMiddleware:
         if serving is None:
             await self.app(scope, receive, send)
             return
-        endpoint = serving.endpoint(scope)
-        if endpoint is not None:
-            await endpoint(scope, receive, send)
-            return
+        if scope["path"] in serving.endpoints or scope.get("root_path"):
+            endpoint = serving.endpoint(scope)
+            if endpoint is not None:
+                await endpoint(scope, receive, send)
+                return
         scope[_SCOPE_KEY] = True  # not the exchange itself: a reference back would make every request a cycle
         exchange = Exchange(scope, receive, send, serving.clock(), serving.traffic)
         token = current_exchange.set(exchange)

@@ -64,6 +64,7 @@ class Plugin:
         """Use ``settings``, else read them from ``ASGI_MLPERF_*``; raises ``ConfigurationError``."""
         self.settings = Settings() if settings is None else settings
         self._publisher = Publisher()
+        self._servings = self._publisher.servings
         self._started: set[Any] = set()
         self._warm_ups: list[Callable[[], Any]] = []
         self._wrapped: list[Lifespan] = []
@@ -220,11 +221,15 @@ class Plugin:
 
     def serving(self) -> Serving | None:
         """Return what the middleware works with on the running event loop, None while nothing runs."""
-        serving = self._publisher.servings.get(_running_loop())
-        if serving is None and self.settings.enabled and not self._warned and _running_loop() is not None:
-            self._warned = True
-            log.warning("asgi-mlperf is installed, but its lifespan is not running: %s", _FIX)
-        return serving
+        try:
+            return self._servings[asyncio.get_running_loop()]
+        except KeyError:
+            if self.settings.enabled and not self._warned:
+                self._warned = True
+                log.warning("asgi-mlperf is installed, but its lifespan is not running: %s", _FIX)
+        except RuntimeError:
+            pass  # trio
+        return None
 
     def _engine(self) -> Engine | None:
         """Return what runs calls on this event loop, None where a stock app is asked for."""

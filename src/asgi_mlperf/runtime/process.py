@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from asgi_mlperf.hooks import Clock, Exchange
+    from asgi_mlperf.hooks import Clock
     from asgi_mlperf.inference.engine import Engine
     from asgi_mlperf.settings import Settings
 
@@ -130,7 +130,3 @@ def claim(name: str, *, wanted: bool) -> Iterator[bool]:
         yield True
     finally:
         _claimed.discard(name)
-
-
-def no_closer(_: Exchange) -> None:
-    """Do nothing at the end of an exchange."""

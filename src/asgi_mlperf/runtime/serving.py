@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.health import Readiness, draining_on_signals
 from asgi_mlperf.hooks import Serving
-from asgi_mlperf.runtime.process import no_closer
 from asgi_mlperf.telemetry.exposition import Exposition
 from asgi_mlperf.telemetry.loop_lag import LoopLag
 from asgi_mlperf.telemetry.metrics import Metrics, workers_end
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
-    from asgi_mlperf.hooks import Closer, Exchange, RequestHook
+    from asgi_mlperf.hooks import Exchange, RequestHook
     from asgi_mlperf.inference.engine import Engine
     from asgi_mlperf.runtime.process import Process, Publisher
     from asgi_mlperf.settings import Settings
@@ -33,7 +32,7 @@ log = logging.getLogger("asgi_mlperf")
 @asynccontextmanager
 async def telemetry(process: Process, app: Any) -> AsyncIterator[Metrics]:
     """Measure inside this block."""
-    metrics = Metrics(process.settings.metrics, clock=process.clock, app=app)
+    metrics = Metrics(process.settings.metrics, clock=process.clock, traffic=process.traffic, app=app)
     with process.pauses.watching(), workers_end():
         yield metrics
 
@@ -103,9 +102,8 @@ async def served(
 
 
 def _json_hook(settings: JSONSettings) -> RequestHook:
-    def hook(_: Exchange) -> Closer:
+    def hook(_: Exchange) -> None:
         json_settings.set(settings)
-        return no_closer
 
     return hook
 
@@ -117,6 +115,7 @@ def _measured_lag(process: Process, metrics: Metrics) -> AbstractContextManager[
     def on_tick() -> None:
         for pause in process.pauses.drain():
             metrics.garbage.paused(pause.generation, pause.where, pause.seconds, pause.freed)
+        metrics.count_active()
         metrics.garbage.spent(process.pauses.total_seconds, now=process.clock())
         metrics.garbage.stands(**asdict(process.pauses.state))
 

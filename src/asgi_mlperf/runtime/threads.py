@@ -14,12 +14,12 @@ from asgi_mlperf.host.tasks import watching
 from asgi_mlperf.host.threads import NativeThreadCaps
 from asgi_mlperf.host.topology import affinity, physical_cores
 from asgi_mlperf.host.widths import widths
-from asgi_mlperf.runtime.process import claim, no_closer, off_loop
+from asgi_mlperf.runtime.process import claim, off_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from asgi_mlperf.hooks import Closer, Exchange, RequestHook
+    from asgi_mlperf.hooks import Exchange, RequestHook
     from asgi_mlperf.runtime.process import Process
     from asgi_mlperf.telemetry.metrics import Metrics
 
@@ -87,9 +87,8 @@ def caps_hooks(caps: NativeThreadCaps | None) -> tuple[RequestHook, ...]:
         return ()
     begin_on_loop = caps.begin_on_loop
 
-    def hook(_: Exchange) -> Closer:
+    def hook(_: Exchange) -> None:
         begin_on_loop()
-        return no_closer
 
     return (hook,)
 

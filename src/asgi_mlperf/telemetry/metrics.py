@@ -20,7 +20,7 @@ from asgi_mlperf.telemetry.routes import RouteTemplates
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from asgi_mlperf.hooks import Clock, Closer, Exchange
+    from asgi_mlperf.hooks import Clock, Closer, Exchange, Traffic
 
 _METHODS = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
@@ -59,21 +59,28 @@ class MetricsSettings(BaseModel):
     )
 
 
+def _several_processes() -> bool:
+    return "PROMETHEUS_MULTIPROC_DIR" in os.environ
+
+
 @contextmanager
 def workers_end() -> Iterator[None]:
     """Take this worker's gauges out of prometheus-client's multi-process files after this block."""
     try:
         yield
     finally:
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        if _several_processes():
             mark_process_dead(os.getpid())  # type: ignore[no-untyped-call] # prometheus-client's is untyped
 
 
 class Metrics:
     """The instruments of one running plugin."""
 
-    def __init__(self, settings: MetricsSettings, *, clock: Clock, app: Any) -> None:
+    def __init__(self, settings: MetricsSettings, *, clock: Clock, traffic: Traffic, app: Any) -> None:
         """Create every series in a new registry; ``app`` is where route templates come from."""
+        self._traffic = traffic
+        # With what they stand for, so that no id is used again.
+        self._taken: dict[tuple[int, int, int, str, int], tuple[Histogram | None, Any, Any, Any]] = {}
         self.registry = registry = CollectorRegistry()
         self._clock = clock
         self._templates = RouteTemplates(app)
@@ -92,6 +99,8 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        if not _several_processes():
+            self._active.set_function(lambda: traffic.in_flight)
         self.garbage = GarbageSeries(registry)
         self.loop_lag = Histogram(
             "asgi_mlperf_event_loop_lag_seconds",
@@ -169,18 +178,37 @@ class Metrics:
         )
 
     def hook(self, _: Exchange) -> Closer:
-        """Count a request in flight, and measure it when it ends."""
-        self._active.inc()
+        """Measure a request when it ends."""
         return self._ended
 
+    def count_active(self) -> None:
+        """Note how many requests are in flight, where the metrics of several processes are added up."""
+        if _several_processes():
+            self._active.set(self._traffic.in_flight)
+
     def _ended(self, exchange: Exchange) -> None:
-        self._active.dec()
+        scope = exchange.scope
+        route, endpoint = scope.get("route"), scope.get("endpoint")
+        included = scope.get("fastapi")
+        context = None if included is None else included.get("effective_route_context")
+        if scope.get("root_path", "") != exchange.root_path:
+            child = self._child(exchange)  # a mount took part, of which the leaf knows nothing
+        else:
+            key = (id(route), id(endpoint), id(context), scope["method"], exchange.status)
+            taken = self._taken.get(key)
+            child = self._child(exchange) if taken is None else taken[0]
+            if taken is None and route is not None and scope["method"] in _METHODS:
+                self._taken[key] = (child, route, endpoint, context)
+        if child is not None:
+            child.observe(self._clock() - exchange.started_at)
+
+    def _child(self, exchange: Exchange) -> Histogram | None:
         method = exchange.scope["method"]
         route = self._templates.route_of(exchange)
+        if route in self._excluded:
+            return None
         key = (method if method in _METHODS else "_OTHER", route, exchange.status)
         child = self._requests.get(key)
         if child is None:
-            if route in self._excluded:
-                return
             child = self._requests[key] = self._duration.labels(*key)
-        child.observe(self._clock() - exchange.started_at)
+        return child

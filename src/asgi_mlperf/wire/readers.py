@@ -71,7 +71,7 @@ def read_raw(data: bytearray, dtype: np.dtype[Any], shape: Shape, headers: Mappi
     """
     name = headers.get(formats.DTYPE_HEADER)
     try:
-        found = (dtype if name is None else np.dtype(name)).newbyteorder("<")
+        found = (dtype if name is None else _dtype_of(name)).newbyteorder("<")
         text = headers.get(formats.SHAPE_HEADER)
         sizes = None if text is None else tuple(int(size) for size in text.split(",") if size.strip())
     except (TypeError, ValueError, SyntaxError):
@@ -83,6 +83,12 @@ def read_raw(data: bytearray, dtype: np.dtype[Any], shape: Shape, headers: Mappi
     if sizes is None:
         raise refused("header", f"Input should fill shape ({shape.text}); say {formats.SHAPE_HEADER}")
     return _on(data, 0, found, sizes, "C")
+
+
+def _dtype_of(name: str) -> np.dtype[Any]:
+    if name.lstrip("<>=|").startswith("a"):
+        raise TypeError(name)  # NumPy's old word for bytes, of which it warns
+    return np.dtype(name)
 
 
 def read_safetensors(data: bytearray) -> dict[str, NDArray[Any]]:
