@@ -204,7 +204,7 @@ async def _running_plugin(app: Any, scope: Any) -> AsyncIterator[None]:
     plugin, loop = getattr(app, _PLUGIN, None), _running_loop()
     lifespan = _lifespans.get((plugin, loop))
     if lifespan is None:
-        started = plugin is None or loop is None or loop in plugin._publisher.runtimes
+        started = plugin is None or loop is None or loop in plugin._publisher.engines
         if started or scope["type"] == "lifespan":
             yield
             return
