@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from asgi_mlperf.hooks import Observer
+    from asgi_mlperf.inference.admission import ServiceTime
     from asgi_mlperf.inference.executors import Outcome
     from asgi_mlperf.inference.pool import Pool
 
@@ -122,18 +123,21 @@ class Batcher:
         self.func = func
         self.name = name_of(func)
         self.context = context
-        self.service = pool.service(self.name)
         self._max_size = max_size
         self._pool = pool
         self._sizes = sizes
         self._waiting: OrderedDict[int, Item] = OrderedDict()
         self._place: Batch | None = None
 
+    @property
+    def service(self) -> ServiceTime:
+        """What a batch takes, as the pool knows it: it forgets what it learnt before the app served."""
+        return self._pool.service(self.name)
+
     async def submit(self, value: Any, timeout_s: float | None) -> Any:
         """Wait for the result of one item."""
         now = clock()
         self._pool.refuse_own(self.name)
-        self.service = self._pool.service(self.name)
         deadline = self._pool.deadline(now, timeout_s, self.name)
         self._pool.check(
             waiting=len(self._waiting), batch=self._max_size, deadline=deadline, service=self.service

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import anyio
@@ -12,6 +11,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.datastructures import Headers
 from starlette.responses import Response
+
+from asgi_mlperf.telemetry.metrics import several_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,7 +61,7 @@ class _Registries(CollectorRegistry):
 
 
 def _source(settings: MetricsSettings, metrics: Metrics) -> CollectorRegistry:
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    if several_processes():
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call] # prometheus-client's is untyped
         return registry

@@ -59,7 +59,8 @@ class MetricsSettings(BaseModel):
     )
 
 
-def _several_processes() -> bool:
+def several_processes() -> bool:
+    """Say whether prometheus-client adds up the metrics of several processes, as its variable asks."""
     return "PROMETHEUS_MULTIPROC_DIR" in os.environ
 
 
@@ -69,7 +70,7 @@ def workers_end() -> Iterator[None]:
     try:
         yield
     finally:
-        if _several_processes():
+        if several_processes():
             mark_process_dead(os.getpid())  # type: ignore[no-untyped-call] # prometheus-client's is untyped
 
 
@@ -99,7 +100,7 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
-        if not _several_processes():
+        if not several_processes():
             self._active.set_function(lambda: traffic.in_flight)
         self.garbage = GarbageSeries(registry)
         self.loop_lag = Histogram(
@@ -183,7 +184,7 @@ class Metrics:
 
     def count_active(self) -> None:
         """Note how many requests are in flight, where the metrics of several processes are added up."""
-        if _several_processes():
+        if several_processes():
             self._active.set(self._traffic.in_flight)
 
     def _ended(self, exchange: Exchange) -> None:
