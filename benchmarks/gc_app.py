@@ -21,6 +21,7 @@ from asgi_mlperf.runtime import process
 
 MODE = os.environ["GC_BENCH_MODE"]
 MEMORY_LIMIT_MB = int(os.environ.get("GC_BENCH_LIMIT_MB", "0"))
+LEAK_KB = int(os.environ.get("GC_BENCH_LEAK_KB", "1024"))
 RESIDENT_OBJECTS = 200_000
 PLUGIN_MODES = {"asgi-mlperf": "scheduled", "freeze only": "freeze"}
 
@@ -44,8 +45,8 @@ def records(count: int) -> list[Record]:
 
 
 def leak() -> None:
-    """Leave a megabyte that only the collector can free."""
-    cycle: list[object] = [b"x" * (1 << 20)]
+    """Leave a cycle with a buffer that only the collector can free."""
+    cycle: list[object] = [b"x" * (LEAK_KB << 10)]
     cycle.append(cycle)
 
 

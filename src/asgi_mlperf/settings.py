@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from asgi_mlperf.exceptions import ConfigurationError
-from asgi_mlperf.garbage.policy import GarbageSettings
+from asgi_mlperf.garbage.settings import GarbageSettings
 from asgi_mlperf.health import HealthSettings
 from asgi_mlperf.host.threads import ThreadSettings
 from asgi_mlperf.inference.batching import BatchingSettings

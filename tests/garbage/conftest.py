@@ -12,7 +12,7 @@ from asgi_mlperf.garbage.collector import Collector
 from asgi_mlperf.garbage.freezer import Freezer
 from asgi_mlperf.garbage.kinds import CollectorKind
 from asgi_mlperf.garbage.pauses import Pauses
-from asgi_mlperf.garbage.policy import GarbageSettings
+from asgi_mlperf.garbage.settings import GarbageSettings
 from asgi_mlperf.hooks import Traffic
 
 MIB = 1 << 20

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.garbage.worlds import World
 
-from asgi_mlperf.garbage.policy import GarbageSettings
+from asgi_mlperf.garbage.settings import GarbageSettings
 
 MIB = 1 << 20
 SETTINGS = GarbageSettings()

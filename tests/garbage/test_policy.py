@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from asgi_mlperf.garbage.heap import Generation, Heap
-from asgi_mlperf.garbage.policy import GarbageSettings, Policy
+from asgi_mlperf.garbage.policy import Policy
+from asgi_mlperf.garbage.settings import GarbageSettings
 
 MIB = 1 << 20
 SETTINGS = GarbageSettings()
@@ -254,12 +255,20 @@ def test_without_a_limit_nothing_is_thawed():
 
 
 @pytest.mark.parametrize(
-    ("free_mib", "expected"), [(100_000, 1_000_000), (256, 1 << 17), (2, 1 << 10), (0, 700)]
+    ("free_mib", "expected"),
+    [(100_000, 1_000_000), (512, 1 << 18), (256, 1 << 16), (32, 1 << 10), (2, 700), (0, 700)],
 )
 def test_the_backstop_is_nearer_where_memory_is_short_but_never_nearer_than_stock(free_mib, expected):
     heap = START._replace(limit=START.rss + free_mib * MIB)
     assert policy().backstop(heap, automatic=700) == expected
     assert policy().backstop(START, automatic=700) == 1_000_000
+
+
+@pytest.mark.parametrize(("free_mib", "expected_ms"), [(100_000, 50), (256, 15.625), (32, 2), (0, 2)])
+def test_memory_is_looked_at_more_often_where_it_is_short(free_mib, expected_ms):
+    heap = START._replace(limit=START.rss + free_mib * MIB)
+    assert 1000 * policy().next_look_s(heap) == pytest.approx(expected_ms)
+    assert 1000 * policy().next_look_s(START) == 50
 
 
 def test_without_generations_only_full_collections_are_chosen():

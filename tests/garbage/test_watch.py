@@ -10,19 +10,20 @@ def test_it_looks_again_and_again_from_a_thread_of_its_own():
     looks: list[threading.Thread] = []
     twice = threading.Event()
 
-    def look() -> None:
+    def look() -> float:
         looks.append(threading.current_thread())
         if len(looks) == 2:
             twice.set()
+        return 0.001
 
-    with watching(look, lambda: None, interval_s=0.001):
+    with watching(look, lambda: None, first_s=0.001):
         assert twice.wait(10)
     assert looks[0] is not threading.current_thread()
     assert not looks[0].is_alive()
 
 
 def test_the_end_does_not_wait_for_the_interval():
-    with watching(lambda: None, lambda: None, interval_s=3_600):
+    with watching(lambda: 3_600.0, lambda: None, first_s=3_600):
         (thread,) = [thread for thread in threading.enumerate() if thread.name == "asgi-mlperf-gc"]
         assert thread.daemon
     assert not thread.is_alive()
@@ -31,10 +32,10 @@ def test_the_end_does_not_wait_for_the_interval():
 def test_a_look_that_fails_gives_up_and_says_so(caplog):
     given_up = threading.Event()
 
-    def look() -> None:
+    def look() -> float:
         raise ValueError("no such thing")
 
-    with caplog.at_level(logging.ERROR), watching(look, given_up.set, interval_s=0.001):
+    with caplog.at_level(logging.ERROR), watching(look, given_up.set, first_s=0.001):
         assert given_up.wait(10)
     assert "CPython collects by itself" in caplog.text
     assert "no such thing" in caplog.text

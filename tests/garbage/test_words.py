@@ -6,7 +6,7 @@ import pytest
 
 from asgi_mlperf.garbage import words
 from asgi_mlperf.garbage.kinds import CollectorKind
-from asgi_mlperf.garbage.policy import GarbageSettings
+from asgi_mlperf.garbage.settings import GarbageSettings
 
 
 def test_the_schedule_is_explained_with_its_numbers():

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from asgi_mlperf.garbage.heap import Generation, Heap
-from asgi_mlperf.garbage.policy import GarbageSettings, Policy
+from asgi_mlperf.garbage.policy import Policy
+from asgi_mlperf.garbage.settings import GarbageSettings
 
 COST_S = 20e-9
 LOOK_EVERY_S = 0.05

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from asgi_mlperf.garbage.freezer import Freezer
     from asgi_mlperf.garbage.kinds import CollectorKind
     from asgi_mlperf.garbage.pauses import Pause, Pauses
-    from asgi_mlperf.garbage.policy import GarbageSettings
+    from asgi_mlperf.garbage.settings import GarbageSettings
     from asgi_mlperf.hooks import Clock, Closer, Exchange, Traffic
 
 _NEVER = 2**31 - 1
@@ -82,11 +82,11 @@ class Collector:
         self._active = True
         self._set_thresholds(self._heap())
         self._set_limits()
-        interval_s = self._settings.check_ms / 1000
+        first_s = self._settings.check_ms / 1000
         with self._switches.restored():
             self._pauses.listeners.append(self._learn)
             try:
-                with watching(self.look_around, self._give_up, interval_s=interval_s):
+                with watching(self.look_around, self._give_up, first_s=first_s):
                     yield
             finally:
                 self._active = False
@@ -96,8 +96,8 @@ class Collector:
         """Look, at the end of each request, whether the moment is good."""
         return self._closer
 
-    def look_around(self) -> None:
-        """Look at memory, at the clock and at what others did; called by the thread."""
+    def look_around(self) -> float:
+        """Look at memory, at the clock and at what others did; return the seconds until the next look."""
         now = self._clock()
         self._rss = self._read_rss()
         self._lull.look(now)
@@ -114,6 +114,7 @@ class Collector:
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._look)
         self._report(now)
+        return self._policy.next_look_s(heap)
 
     def _ended(self, _: Exchange) -> None:
         lull, in_flight = self._lull, self._traffic.in_flight

@@ -9,89 +9,25 @@ collections: only when survivors are a good part of what such a collection must 
 from __future__ import annotations
 
 import math
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Literal
 
 from asgi_mlperf.garbage.heap import Generation, Heap
 from asgi_mlperf.garbage.pacer import Pacer
+
+if TYPE_CHECKING:
+    from asgi_mlperf.garbage.settings import GarbageSettings
 
 _MEBIBYTE = 1 << 20
 _GROWTH_SHARE = 0.10
 _FREEZABLE_OBJECTS = 20_000
 _FREEZE_BUSY_AFTER = 4
 _BACKSTOP_BYTES_PER_OBJECT = 1024
+_TIGHT_BYTES = 512 * _MEBIBYTE
+_FASTEST_GROWTH = 8 * 1024 * _MEBIBYTE  # bytes a second that one thread can fill
+_LEAST_INTERVAL_S = 0.002
 _FAST_GROWTH = 2  # times what makes a full collection due: faster than quiet moments come
 _LEAST_GROWTH = 4 * _MEBIBYTE
 _NEW_PASSES = 10  # as many as CPython makes
-
-
-class GarbageSettings(BaseModel):
-    """When the garbage collector may run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mode: Literal["scheduled", "freeze", "off"] = Field(
-        default="scheduled",
-        description="`scheduled`: between requests; `freeze`: only freeze at start-up; `off`: leave it alone",
-    )
-    young_objects: int = Field(
-        default=2_000, ge=1, description="new objects that make a quiet moment worth a young collection"
-    )
-    backstop_objects: int = Field(
-        default=1_000_000,
-        ge=1_000,
-        description="new objects at which CPython collects by itself, should no request end before",
-    )
-    pause_ms: float = Field(
-        default=2.0, gt=0, description="milliseconds a collection may take while requests are in flight"
-    )
-    young_share: float = Field(
-        default=0.01,
-        gt=0,
-        le=1,
-        description="share of wall time that young collections may spend on objects that live on",
-    )
-    young_growth_mb: int = Field(
-        default=32,
-        ge=1,
-        description="growth of resident memory, in MiB and at most a quarter of what is free, that is worth "
-        "a young collection whatever the traffic",
-    )
-    full_objects: int = Field(
-        default=100_000, ge=1_000, description="objects that survived, from which a full collection is due"
-    )
-    full_growth_mb: int = Field(
-        default=64, ge=1, description="growth of resident memory, in MiB, that makes a full collection due"
-    )
-    full_interval_s: float = Field(
-        default=60.0, gt=0, description="seconds after which any survivors make a full collection due"
-    )
-    full_share: float = Field(default=0.01, gt=0, le=1, description="the same share for full collections")
-    quiet_ms: float = Field(
-        default=100.0, ge=0, description="milliseconds without traffic before a long full collection"
-    )
-    max_deferral_s: float = Field(
-        default=120.0, gt=0, description="seconds a due full collection may be put off by busy traffic"
-    )
-    refreeze_idle_s: float = Field(
-        default=5.0, gt=0, description="seconds without traffic before what was loaded late is frozen too"
-    )
-    valve_growth_mb: int = Field(
-        default=512,
-        ge=1,
-        description="growth of resident memory, in MiB and at most half of what is free, that re-arms "
-        "CPython's own collections",
-    )
-    memory_share: float = Field(
-        default=0.85,
-        gt=0,
-        le=1,
-        description="share of the memory limit beyond which frozen objects are collected too",
-    )
-    check_ms: float = Field(
-        default=50.0, ge=1, description="milliseconds between looks at memory, from a thread of its own"
-    )
 
 
 class Policy:
@@ -155,9 +91,19 @@ class Policy:
         """
         limit = self._settings.backstop_objects
         if heap.limit:
-            fitting = max(heap.limit - heap.rss, 0) // 2 // _BACKSTOP_BYTES_PER_OBJECT
+            room = max(heap.limit - heap.rss, 0)
+            # The shorter memory is, the larger may be what hangs on an object.
+            fitting = int(room / 2 / _BACKSTOP_BYTES_PER_OBJECT * min(room / _TIGHT_BYTES, 1))
             limit = min(limit, 1 << fitting.bit_length() >> 1)
         return max(limit, automatic)
+
+    def next_look_s(self, heap: Heap) -> float:
+        """Return seconds until the next look at memory: before a blocked loop can fill what is free."""
+        usual = self._settings.check_ms / 1000
+        if not heap.limit:
+            return usual
+        room = max(heap.limit - heap.rss, 0)
+        return min(usual, max(room / 2 / _FASTEST_GROWTH, _LEAST_INTERVAL_S))
 
     def wants_freeze(self, heap: Heap) -> bool:
         """Say, right after a full collection, whether what it left is better not looked at again."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from asgi_mlperf.garbage.pauses import Pauses
-    from asgi_mlperf.garbage.policy import GarbageSettings
+    from asgi_mlperf.garbage.settings import GarbageSettings
     from asgi_mlperf.garbage.turns import HostTurns
     from asgi_mlperf.hooks import Clock, RequestHook, Traffic
 

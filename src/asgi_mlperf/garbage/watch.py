@@ -14,17 +14,18 @@ log = logging.getLogger("asgi_mlperf")
 
 
 @contextmanager
-def watching(look: Callable[[], None], give_up: Callable[[], None], *, interval_s: float) -> Iterator[None]:
-    """Call ``look`` every ``interval_s`` seconds from a thread of its own, until the block ends.
+def watching(look: Callable[[], float], give_up: Callable[[], None], *, first_s: float) -> Iterator[None]:
+    """Call ``look`` after ``first_s`` seconds, then after as many as it returns, until the block ends.
 
-    Should ``look`` ever raise, ``give_up`` is called and the thread ends.
+    It is called from a thread of its own, which ends after a call of ``give_up`` should ``look`` ever raise.
     """
     over = threading.Event()
 
     def run() -> None:
         try:
+            interval_s = first_s
             while not over.wait(interval_s):
-                look()
+                interval_s = look()
         except Exception:
             give_up()
             log.exception("the garbage schedule failed; CPython collects by itself from now on")

@@ -11,7 +11,7 @@ from asgi_mlperf.garbage.kinds import CollectorKind, collector_kind
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from asgi_mlperf.garbage.policy import GarbageSettings
+    from asgi_mlperf.garbage.settings import GarbageSettings
 
 _MEBIBYTE = 1 << 20
 
