@@ -218,6 +218,19 @@ def test_the_valve_opens_without_the_thread_when_collections_are_long_overdue(be
         assert gc.get_threshold()[2] != NEVER
 
 
+def test_a_heap_that_something_else_unfroze_is_frozen_again_and_that_is_told(bench: Bench, caplog):
+    bench.settings = bench.settings.model_copy(update={"full_objects": 1_000})
+    with bench.scheduling() as collector:
+        promote(2_000)
+        gc.unfreeze()
+        bench.now += 2
+        bench.tick = 0.01
+        collector.look_around()
+        bench.loop.step()
+        assert gc.get_freeze_count() > 10_000
+    assert caplog.text.count("gc.unfreeze()") == 1
+
+
 def test_frozen_objects_are_given_back_when_memory_is_short_and_frozen_again_when_it_is_not(bench: Bench):
     bench.limit = 400 * MIB
     with bench.scheduling() as collector:

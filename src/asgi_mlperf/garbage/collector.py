@@ -152,6 +152,9 @@ class Collector:
                 return
             gc.collect()
             self._grew()
+            if self._policy.was_long and self._freezer.lost():
+                self._switches.tell("gc.unfreeze()", "what is alive will be frozen again")
+                self._policy.thawed(0)
             if self._freezer.available and self._policy.wants_freeze(self._heap()):
                 self._freezer.freeze(self._policy.old_objects)
                 self._policy.froze()

@@ -70,3 +70,10 @@ class Freezer:
         objects, self.objects = self.objects, 0
         gc.unfreeze()
         return objects
+
+    def lost(self) -> bool:
+        """Say whether somebody else unfroze the heap; counting costs as much as a full collection."""
+        if self.objects <= FROZEN_BY_INTERPRETER or gc.get_freeze_count() > FROZEN_BY_INTERPRETER:
+            return False
+        self.objects = 0
+        return True

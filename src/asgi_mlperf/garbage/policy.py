@@ -113,7 +113,7 @@ class Policy:
         if self._is_idle_for_long(heap):
             return pacer.old >= _FREEZABLE_OBJECTS
         patience = _FREEZE_BUSY_AFTER if heap.in_flight else 1
-        return pacer.full_seconds > self._settings.pause_ms / 1000 and pacer.back_off > patience
+        return self.was_long and pacer.back_off > patience
 
     def needs_thaw(self, heap: Heap) -> bool:
         """Say whether memory is so short that frozen objects must be looked at as well."""
@@ -151,6 +151,11 @@ class Policy:
         self._live_rss = None
         if self._thawed:
             self._thaw_above = math.inf
+
+    @property
+    def was_long(self) -> bool:
+        """Say whether the last full collection took longer than a request may be made to wait."""
+        return self._pacer.full_seconds > self._settings.pause_ms / 1000
 
     @property
     def old_objects(self) -> int:

@@ -55,7 +55,7 @@ class Switches:
     def _inspect_thresholds(self) -> None:
         thresholds = gc.get_threshold()
         if thresholds not in (self._set, self._wanted):
-            self._tell("gc.set_threshold()", "the schedule's own are back; mode=freeze leaves them to you")
+            self.tell("gc.set_threshold()", "the schedule's own are back; mode=freeze leaves them to you")
             gc.set_threshold(*self._wanted)
 
     def _inspect_enabled(self) -> None:
@@ -63,9 +63,9 @@ class Switches:
         if enabled != self._enabled:
             self._enabled = enabled
             if enabled:
-                self._tell("gc.enable()", "the schedule stays as it is")
+                self.tell("gc.enable()", "the schedule stays as it is")
             else:
-                self._tell("gc.disable()", "CPython cannot help when memory gets short until gc.enable()")
+                self.tell("gc.disable()", "CPython cannot help when memory gets short until gc.enable()")
 
     def _inspect_freeze(self, freezes: int) -> None:
         # Only a full collection and a freeze reset this count; counting frozen objects would cost far more.
@@ -74,10 +74,11 @@ class Switches:
         if full != _full_collections():
             return
         if old < self._old_before and full == self._full_before and freezes == self._freezes_before:
-            self._tell("gc.freeze()", "what was garbage then stays; call it before the app starts, or never")
+            self.tell("gc.freeze()", "what was garbage then stays; call it before the app starts, or never")
         self._old_before, self._full_before, self._freezes_before = old, full, freezes
 
-    def _tell(self, call: str, consequence: str) -> None:
+    def tell(self, call: str, consequence: str) -> None:
+        """Log, once for each ``call``, that somebody else made it."""
         if call not in self._told:
             self._told.add(call)
             log.warning("%s was called by something else while serving: %s", call, consequence)
