@@ -8,6 +8,8 @@ from typing import Any
 
 import anyio
 
+from asgi_mlperf.hooks import Serving, Traffic
+
 
 def http_scope(path: str, method: str = "GET", **more: Any) -> dict[str, Any]:
     return {
@@ -70,3 +72,9 @@ async def call(
 
     await app(http_scope(path, method, **more), receive, send)
     return answer
+
+
+def nothing_served(**more: Any) -> Serving:
+    """What an exchange needs, with nobody to tell."""
+    given = {"clock": lambda: 0.0, "traffic": Traffic(), "endpoints": {}, **more}
+    return Serving(**given)

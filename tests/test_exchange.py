@@ -13,10 +13,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from tests.inference.test_pool import Gate
-from tests.support import http_scope
+from tests.support import http_scope, nothing_served
 
 from asgi_mlperf import ClientLeft, Plugin, Settings
-from asgi_mlperf.hooks import Exchange, Traffic
+from asgi_mlperf.hooks import Exchange
 
 pytestmark = pytest.mark.usefixtures("collector_as_found")
 
@@ -47,7 +47,7 @@ class Client:
         self.sent.append(message)
 
     def exchange(self) -> Exchange:
-        return Exchange(http_scope("/"), self.receive, self.send, 0.0, Traffic())
+        return Exchange(http_scope("/"), self.receive, self.send, nothing_served())
 
 
 async def until(condition) -> None:
@@ -144,7 +144,7 @@ async def test_a_server_whose_receive_fails_fails_the_app_and_not_the_watch():
     async def broken():
         raise RuntimeError("server trouble")
 
-    exchange = Exchange(http_scope("/"), broken, broken, 0.0, Traffic())
+    exchange = Exchange(http_scope("/"), broken, broken, nothing_served())
     exchange.on_departure(lambda: None)
     await anyio.lowlevel.checkpoint()
     await anyio.lowlevel.checkpoint()
@@ -161,7 +161,7 @@ async def test_a_stub_that_repeats_its_request_for_ever_is_not_read_for_ever():
         calls += 1
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    exchange = Exchange(http_scope("/"), repeating, repeating, 0.0, Traffic())
+    exchange = Exchange(http_scope("/"), repeating, repeating, nothing_served())
     exchange.on_departure(lambda: pytest.fail("nobody left"))
     for _ in range(10):
         await anyio.lowlevel.checkpoint()

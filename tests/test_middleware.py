@@ -12,9 +12,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
-from tests.support import Answer, call, http_scope
+from tests.support import Answer, call, http_scope, nothing_served
 
 from asgi_mlperf import PerfMiddleware, Plugin
+from asgi_mlperf.hooks import Exchange
 
 pytestmark = pytest.mark.usefixtures("collector_as_found")
 
@@ -297,24 +298,54 @@ async def test_a_path_send_ends_the_response():
     assert in_flight == [0]
 
 
-async def test_a_hook_that_fails_closes_those_before_it():
-    from asgi_mlperf.hooks import Exchange, Traffic
+async def test_a_closer_that_fails_keeps_neither_the_others_nor_the_response(caplog):
+    events = []
 
-    events, traffic = [], Traffic()
-
-    def first(exchange):
-        events.append("opened")
-        return lambda exchange: events.append("closed")
-
-    def second(exchange):
+    def broken(exchange):
         raise RuntimeError("no")
 
     async def send(message): ...
     async def receive(): ...
 
-    exchange = Exchange(http_scope("/"), receive, send, 0.0, traffic)
+    serving = nothing_served(closers=(broken, lambda exchange: events.append("closed")))
+    exchange = Exchange(http_scope("/"), receive, send, serving)
+    exchange.end()
+    exchange.end()
+    assert (events, serving.traffic.in_flight) == (["closed"], 0)
+    assert "its response is as the app sent it" in caplog.text
+
+
+async def test_an_opener_that_fails_is_a_500_and_the_request_ends():
+    closed = []
+
+    def broken():
+        raise RuntimeError("no")
+
+    class Broken:
+        has_middleware = False
+
+        def __init__(self):
+            self.servings = {}
+
+        def serving(self):
+            return nothing_served(openers=(broken,), closers=(closed.append,))
+
+    async def app(scope, receive, send): ...
+
     with pytest.raises(RuntimeError):
-        exchange.open((first, second))
-    exchange.end()
-    exchange.end()
-    assert (events, traffic.in_flight) == (["opened", "closed"], 0)
+        await call(PerfMiddleware(app, Broken()))
+    assert [exchange.status for exchange in closed] == [500]
+
+
+@pytest.mark.parametrize("spec", ["2.3", "2.4"])
+async def test_a_client_that_is_gone_when_the_response_starts_is_counted_as_499(spec):
+    def leave(message):
+        raise OSError("the client left")
+
+    plugin, app = Plugin(), Starlette(routes=ROUTES)
+    plugin.install(app)
+    async with plugin.lifespan(app):
+        for path in ("/plain", "/stream"):
+            with pytest.raises((OSError, ClientDisconnect)):
+                await call(app, path, on_send=leave, asgi={"version": "3.0", "spec_version": spec})
+        assert await statuses_of(app) == {"499": 2.0}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from asgi_mlperf.read_ahead import ReadAhead
 
@@ -14,8 +14,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("asgi_mlperf")
 
+ERROR = 500
+"""The status of a request whose app failed before it answered."""
+
 CLIENT_LEFT = 499
 """The status, as nginx has it, of a request whose client left before the response was complete."""
+
+_BACKGROUND_S = 0.001
+_NO_START: Message = {}
 
 
 class Traffic:
@@ -33,55 +39,52 @@ class Exchange:
 
     ``status`` is the status sent, or what the client will see when nothing was sent: 500 after an
     exception, 499 after the client left. ``root_path`` is the one the app was called with; mounts on the
-    way change the one in the scope.
+    way change the one in the scope. ``started_at``, ``streamed_at`` (the first byte of a streamed response)
+    and ``ended_at`` are seconds on the runtime's clock, 0 until they are known; ``received_bytes`` are those
+    of the request's body that the app has taken, ``sent_bytes`` those of the response's body.
     """
 
     __slots__ = (
         "_ahead",
-        "_closers",
         "_reading",
         "_receive",
         "_send",
-        "_traffic",
-        "_trailers",
+        "_serving",
+        "_start",
         "ended",
+        "ended_at",
+        "received_bytes",
         "root_path",
         "scope",
+        "sent_bytes",
         "started_at",
         "status",
+        "streamed_at",
     )
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, started_at: float, traffic: Traffic
-    ) -> None:
-        """Begin at ``started_at`` (seconds on the runtime's clock), as one more request in flight."""
+    def __init__(self, scope: Scope, receive: Receive, send: Send, serving: Served) -> None:
+        """Begin now, as one more request in flight."""
         self.scope = scope
         self.root_path: str = scope.get("root_path", "")
-        self.started_at = started_at
-        self.status = 0
+        self.status = self.received_bytes = self.sent_bytes = self._reading = 0
+        self.streamed_at = self.ended_at = 0.0
         self.ended = False
+        self._start: Message = _NO_START
         self._receive = receive
         self._send = send
-        self._trailers = False
-        self._traffic = traffic
-        self._closers: list[Closer] = []
-        self._reading = 0
+        self._serving = serving
         self._ahead: ReadAhead | None = None
-        traffic.in_flight += 1
-
-    def open(self, hooks: tuple[RequestHook, ...]) -> None:
-        """Open every hook; what was opened is closed even if a later hook raises."""
-        for hook in hooks:
-            closer = hook(self)
-            if closer is not None:
-                self._closers.append(closer)
+        serving.traffic.in_flight += 1
+        self.started_at = serving.clock()
 
     def end(self) -> None:
-        """Leave the traffic and close the hooks in reverse. Only the first call counts."""
+        """Leave the traffic and call the closers. Only the first call counts."""
         if not self.ended:
             self.ended = True
-            self._traffic.in_flight -= 1
-            for closer in reversed(self._closers):
+            serving = self._serving
+            serving.traffic.in_flight -= 1
+            self.ended_at = serving.clock()
+            for closer in serving.closers:
                 try:
                     closer(self)
                 except Exception:
@@ -91,6 +94,21 @@ class Exchange:
         """Note that the response will not be completed, unless it was: the rest is nobody's to read."""
         if not self.ended:
             self.status = CLIENT_LEFT
+            self.end()
+
+    def failed(self, error: BaseException) -> None:
+        """Note that the app raised ``error``: its own, or the server's word that the client left."""
+        if self.status and not self.sent_bytes and isinstance(error, OSError):
+            self.client_left()
+        elif not self.status:
+            self.status = ERROR
+
+    def left_unfinished(self) -> None:
+        """Note that the app returned without an end of the response: its client left, or it sent nothing."""
+        if self.status:
+            self.client_left()
+        else:
+            self.status = ERROR  # what servers answer then
             self.end()
 
     def on_departure(self, callback: Callable[[], None]) -> Callable[[], None]:
@@ -109,14 +127,28 @@ class Exchange:
         return self.status != 0 and self._ahead is not None and self._ahead.app_is_waiting
 
     def close(self) -> None:
-        """Let go of the server's side: nothing is read for this request any more."""
+        """Let the app have returned: nothing is read for this request any more."""
+        if not self.ended:
+            self.end()
         if self._ahead is not None:
             self._ahead.close()
+        serving = self._serving
+        seconds = serving.clock() - self.ended_at
+        if seconds >= _BACKGROUND_S:
+            for observer in serving.afterwards:
+                observer(self, seconds)
 
     async def receive(self) -> Message:
         """Forward the server's next message unchanged."""
         if self._ahead is not None:
-            return await self._ahead.receive()
+            message = await self._ahead.receive()
+        else:
+            message = await self._receive_alone()
+        if "body" in message:
+            self.received_bytes += len(message["body"])
+        return message
+
+    async def _receive_alone(self) -> Message:
         self._reading += 1
         message: Message | None = None
         try:
@@ -127,34 +159,79 @@ class Exchange:
                 self._ahead.app_has_read(message)
         return message
 
-    async def send(self, message: Message) -> None:
-        """Forward a message unchanged, noting the status and the end of the response."""
+    def send(self, message: Message) -> Awaitable[None]:
+        """Forward a message unchanged, noting the status, the body's size and the end of the response."""
+        if message["type"] == "http.response.start":
+            self._start = message
+            self.status = message["status"]
+            return self._send(message)  # not awaited here: a coroutine less in every request
+        return self._send_body(message)
+
+    async def _send_body(self, message: Message) -> None:
         try:
             await self._send(message)
         except OSError:  # how ASGI servers say that the client left
             self.client_left()
             raise
-        kind = message["type"]
-        if kind in ("http.response.body", "http.response.zerocopysend"):
-            if not message.get("more_body", False) and not self._trailers:
+        if message["type"] != "http.response.body":
+            self._sent_otherwise(message["type"], message)
+            return
+        if "body" in message:
+            self.sent_bytes += len(message["body"])
+        if not message.get("more_body", False):
+            if not self._start.get("trailers", False):
                 self.end()
-        elif kind == "http.response.start":
-            self.status = message["status"]
-            self._trailers = message.get("trailers", False)
-        elif kind == "http.response.pathsend" or (
-            kind == "http.response.trailers" and not message.get("more_trailers", False)
-        ):
+        elif not self.streamed_at and self.sent_bytes:
+            self.streamed_at = self._serving.clock()
+
+    def _sent_otherwise(self, kind: str, message: Message) -> None:
+        if kind == "http.response.zerocopysend":
+            self.sent_bytes += message.get("count") or 0
+            if not message.get("more_body", False) and not self._start.get("trailers", False):
+                self.end()
+        elif kind == "http.response.pathsend":
+            self.sent_bytes += content_length(self._start.get("headers", ()))
+            self.end()
+        elif kind == "http.response.trailers" and not message.get("more_trailers", False):
             self.end()
 
 
-Closer = Callable[[Exchange], None]
-"""Called once when the exchange ends."""
+def content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Return what the headers of a message state as its length, 0 where they do not."""
+    for name, value in headers:
+        if name.lower() == b"content-length" and value.isdigit():
+            return int(value)
+    return 0
 
-RequestHook = Callable[[Exchange], Closer | None]
-"""Called when a request begins, on the event loop; returns what to call when it ends, if anything.
 
-Both are plain functions: no hook can add an await to a request.
+class Served(Protocol):
+    """What an exchange needs of the runtime: the time, the traffic, and whom to tell of its end."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Seconds from an arbitrary start, never going back."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """Where the exchange counts while it lasts."""
+
+    @property
+    def closers(self) -> tuple[Closer, ...]:
+        """What to call at the end."""
+
+    @property
+    def afterwards(self) -> tuple[Callable[[Exchange, float], None], ...]:
+        """What to tell of the seconds that the app went on after the response, from a millisecond on."""
+
+
+Opener = Callable[[], object]
+"""Called when a request begins, on the event loop.
+
+A plain function, as ``Closer`` is: neither can add an await to a request.
 """
+
+Closer = Callable[[Exchange], None]
+"""Called once when an exchange ends, on the event loop."""
 
 current_exchange: ContextVar[Exchange | None] = ContextVar("current_exchange", default=None)
 """The exchange that the running code serves; it may have ended, in background tasks."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from asgi_mlperf.exchange import Closer, Exchange, RequestHook, Traffic, current_exchange
+from asgi_mlperf.exchange import Closer, Exchange, Opener, Traffic, current_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,8 +18,8 @@ __all__ = [
     "Closer",
     "Exchange",
     "Observer",
+    "Opener",
     "PoolObservers",
-    "RequestHook",
     "Serving",
     "Traffic",
     "current_exchange",
@@ -61,7 +61,9 @@ class Serving:
     clock: Clock
     traffic: Traffic
     endpoints: Mapping[str, ASGIApp]
-    hooks: tuple[RequestHook, ...]
+    openers: tuple[Opener, ...] = ()
+    closers: tuple[Closer, ...] = ()
+    afterwards: tuple[Callable[[Exchange, float], None], ...] = ()
 
     def endpoint(self, scope: Scope) -> ASGIApp | None:
         """Return the plugin's own answer to a request, if it is for the plugin."""

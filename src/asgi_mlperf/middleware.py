@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from asyncio import _get_running_loop  # a running loop or None; the public one raises, under trio
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.requests import ClientDisconnect
 
-from asgi_mlperf.hooks import Exchange, current_exchange
+from asgi_mlperf.exchange import Exchange, current_exchange
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from asgi_mlperf.hooks import Serving
 
 _SCOPE_KEY = "asgi_mlperf"
-_ERROR = 500
 
 
 class Installed(Protocol):
     """What the middleware needs of a plugin, and tells it."""
 
     has_middleware: bool
+    servings: Mapping[Any, Serving]
+    """What serves, by event loop."""
 
     def serving(self) -> Serving | None:
         """Return what serves on the running event loop; None while the plugin does not run there."""
@@ -38,6 +42,7 @@ class PerfMiddleware:
         """Wrap ``app``; all state is in ``plugin`` and in each request's own ``Exchange``."""
         self.app = app
         self.plugin = plugin
+        self._servings = plugin.servings
         plugin.has_middleware = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +50,7 @@ class PerfMiddleware:
         if scope["type"] != "http" or _SCOPE_KEY in scope:
             await self.app(scope, receive, send)
             return
-        serving = self.plugin.serving()
+        serving = self._servings.get(_get_running_loop()) or self.plugin.serving()
         if serving is None:
             await self.app(scope, receive, send)
             return
@@ -55,22 +60,21 @@ class PerfMiddleware:
                 await endpoint(scope, receive, send)
                 return
         scope[_SCOPE_KEY] = True  # not the exchange itself: a reference back would make every request a cycle
-        exchange = Exchange(scope, receive, send, serving.clock(), serving.traffic)
+        exchange = Exchange(scope, receive, send, serving)
         token = current_exchange.set(exchange)
         try:
-            exchange.open(serving.hooks)
+            for opener in serving.openers:
+                opener()
             await self.app(scope, exchange.receive, exchange.send)
         except (asyncio.CancelledError, ClientDisconnect):
             exchange.client_left()
             raise
-        except BaseException:
-            exchange.status = exchange.status or _ERROR
+        except BaseException as error:
+            exchange.failed(error)
             raise
         else:
-            if exchange.status:
-                exchange.client_left()
-            exchange.status = exchange.status or _ERROR  # servers answer 500 when an app sends nothing
+            if not exchange.ended:
+                exchange.left_unfinished()
         finally:
             current_exchange.reset(token)
-            exchange.end()
             exchange.close()

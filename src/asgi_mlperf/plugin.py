@@ -27,7 +27,7 @@ from asgi_mlperf.runtime import Publisher, running, warmed_up_stock
 from asgi_mlperf.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from starlette.applications import Starlette
@@ -64,7 +64,7 @@ class Plugin:
         """Use ``settings``, else read them from ``ASGI_MLPERF_*``; raises ``ConfigurationError``."""
         self.settings = Settings() if settings is None else settings
         self._publisher = Publisher()
-        self._servings = self._publisher.servings
+        self.servings: Mapping[Any, Serving] = self._publisher.servings
         self._started: set[Any] = set()
         self._warm_ups: list[Callable[[], Any]] = []
         self._wrapped: list[Lifespan] = []
@@ -222,7 +222,7 @@ class Plugin:
     def serving(self) -> Serving | None:
         """Return what the middleware works with on the running event loop, None while nothing runs."""
         try:
-            return self._servings[asyncio.get_running_loop()]
+            return self.servings[asyncio.get_running_loop()]
         except KeyError:
             if self.settings.enabled and not self._warned:
                 self._warned = True

@@ -18,7 +18,7 @@ from asgi_mlperf.health import HealthSettings
 from asgi_mlperf.host.threads import ThreadSettings
 from asgi_mlperf.inference.batching import BatchingSettings
 from asgi_mlperf.inference.gate import PoolSettings
-from asgi_mlperf.telemetry.metrics import MetricsSettings
+from asgi_mlperf.telemetry.settings import MetricsSettings
 from asgi_mlperf.wire.responses import JSONSettings
 
 if TYPE_CHECKING:

@@ -229,10 +229,10 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 def _count_measured_requests() -> None:
     exchange: Any = Exchange
-    original = exchange.open
+    original = exchange.__init__
 
     def counting(*args: Any) -> None:
         counts["measured"] += 1
         original(*args)
 
-    exchange.open = counting
+    exchange.__init__ = counting

@@ -88,7 +88,7 @@ class Bench:
     def request(self, work: Callable[[], Any] = lambda: None) -> None:
         """One request that does ``work`` and ends, and the loop's next step."""
         exchange: Any = SimpleNamespace()
-        closer = self.collector.hook(exchange)
+        closer = self.collector.request_ended
         self.traffic.in_flight += 1
         work()
         self.traffic.in_flight -= 1

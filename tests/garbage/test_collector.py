@@ -32,7 +32,7 @@ def test_garbage_of_an_idle_worker_is_collected_after_the_request(bench: Bench):
 def test_the_collection_comes_a_loop_step_after_the_end(bench: Bench):
     with bench.scheduling():
         exchange: Any = None
-        closer = bench.collector.hook(exchange)
+        closer = bench.collector.request_ended
         cycles(3_000)
         closer(exchange)
         assert bench.passes() == []
@@ -51,7 +51,7 @@ def test_ends_of_many_requests_ask_for_one_look(bench: Bench):
         exchange: Any = None
         cycles(3_000)
         for _ in range(5):
-            bench.collector.hook(exchange)(exchange)
+            bench.collector.request_ended(exchange)
         assert len(bench.loop.soon) == 1
 
 

@@ -9,10 +9,10 @@ import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from tests.support import call, http_scope
+from tests.support import call, http_scope, nothing_served
 
 from asgi_mlperf import DeadlineExceeded, Plugin, Settings, time_left
-from asgi_mlperf.hooks import Exchange, Traffic
+from asgi_mlperf.hooks import Exchange
 from asgi_mlperf.inference.deadlines import deadline_of
 
 
@@ -22,7 +22,7 @@ async def nobody(*messages):
 
 def exchange_with(*headers: tuple[bytes, bytes]) -> Exchange:
     scope = http_scope("/", headers=list(headers))
-    return Exchange(scope, nobody, nobody, 100.0, Traffic())
+    return Exchange(scope, nobody, nobody, nothing_served(clock=lambda: 100.0))
 
 
 @pytest.mark.parametrize(

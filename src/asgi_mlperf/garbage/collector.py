@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from asgi_mlperf.garbage.kinds import CollectorKind
     from asgi_mlperf.garbage.pauses import Pause, Pauses
     from asgi_mlperf.garbage.settings import GarbageSettings
-    from asgi_mlperf.hooks import Clock, Closer, Exchange, Traffic
+    from asgi_mlperf.hooks import Clock, Exchange, Traffic
 
 _NEVER = 2**31 - 1
 _ENDS_PER_LOOK_AT_MEMORY = 16
@@ -69,7 +69,6 @@ class Collector:
         self._policy = Policy(
             settings, now=clock(), rss=self._rss, old=freezer.left_alone, has_generations=kind.has_generations
         )
-        self._closer = self._ended
         self._quiet_limit = self._busy_limit = _NEVER
         self._ends_per_look = _ENDS_PER_LOOK_AT_MEMORY
         self._scheduled = False
@@ -92,10 +91,6 @@ class Collector:
                 self._active = False
                 self._pauses.listeners.remove(self._learn)
 
-    def hook(self, _: Exchange) -> Closer:
-        """Look, at the end of each request, whether the moment is good."""
-        return self._closer
-
     def look_around(self) -> float:
         """Look at memory, at the clock and at what others did; return the seconds until the next look."""
         now = self._clock()
@@ -116,7 +111,8 @@ class Collector:
         self._report(now)
         return self._policy.next_look_s(heap)
 
-    def _ended(self, _: Exchange) -> None:
+    def request_ended(self, _: Exchange) -> None:
+        """Look, at the end of each request, whether the moment is good."""
         lull, in_flight = self._lull, self._traffic.in_flight
         lull.ends = ends = lull.ends + 1
         if in_flight < lull.lowest:  # noqa: PLR1730 - min() costs five times as much, in every request

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from asgi_mlperf.garbage.pauses import Pauses
     from asgi_mlperf.garbage.settings import GarbageSettings
     from asgi_mlperf.garbage.turns import HostTurns
-    from asgi_mlperf.hooks import Clock, RequestHook, Traffic
+    from asgi_mlperf.hooks import Clock, Closer, Traffic
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def scheduled(
     rss: Callable[[], int],
     memory_limit: int | None,
     turns: HostTurns,
-) -> Iterator[tuple[RequestHook, ...]]:
+) -> Iterator[tuple[Closer, ...]]:
     """Rule the collector inside this block as ``settings.mode`` says; yield what requests must call.
 
     Afterwards thresholds, callbacks and the freeze count are as they were found.
@@ -57,4 +57,4 @@ def scheduled(
             memory_limit=memory_limit,
         )
         with collector.scheduling():
-            yield (collector.hook,)
+            yield (collector.request_ended,)

@@ -105,6 +105,8 @@ class NativeThreadCaps:
         self._modules = -1
         self._looked_at = -_LOOK_AGAIN_S
         self._process_width = 0
+        self._loop_plan: Plan | None = None
+        self._loop_torch: int | None = None
         self._loop_is_forked = False
         self._plans = widths.plans()
         self._most = len(self._plans) - 1
@@ -136,17 +138,19 @@ class NativeThreadCaps:
             self.end()
 
     def begin_on_loop(self) -> None:
-        """Cap the event loop's thread as if it were one more task."""
-        if self._torch_count() != self._of_thread.torch:
-            self._heed_app()
+        """Cap the event loop's thread as if it were one more task; there is one such thread."""
         running = len(self._running) + 1
-        plan = self._plans[min(running, self._most)]
+        plan = self._plans[running] if running < self._most else self._plans[-1]
         if (
-            self._of_thread.plan is not plan
+            self._loop_plan is not plan
             or self._process_width != plan.process
             or len(sys.modules) != self._modules
+            or (self._torch is not None and self._torch_count() != self._loop_torch)
         ):
+            if self._torch_count() != self._of_thread.torch:
+                self._heed_app()
             self._apply(running, on_loop=True)
+            self._loop_plan, self._loop_torch = self._of_thread.plan, self._of_thread.torch
 
     def cap_new(self) -> None:
         """Cap the calling thread, which has just started, to its share, and place it."""

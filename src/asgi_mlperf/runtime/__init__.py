@@ -10,7 +10,7 @@ from asgi_mlperf.runtime.calls import inference, warmed_up, warmed_up_stock
 from asgi_mlperf.runtime.garbage import garbage
 from asgi_mlperf.runtime.process import Publisher, process_of
 from asgi_mlperf.runtime.serving import endpoints_of, published, served, telemetry, without_the_apps_own
-from asgi_mlperf.runtime.threads import caps_hooks, native_threads, self_checked
+from asgi_mlperf.runtime.threads import caps_openers, native_threads, self_checked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -44,7 +44,7 @@ async def running(
         own_lifespan(app) as state,
         warmed_up(engine, caps, warm_ups),
         self_checked(process, caps, metrics),
-        garbage(process) as garbage_hooks,
+        garbage(process) as garbage_closers,
         served(
             process,
             publisher,
@@ -52,7 +52,8 @@ async def running(
             metrics,
             readiness,
             without_the_apps_own(endpoints, app),
-            (*caps_hooks(caps), *garbage_hooks),
+            caps_openers(caps),
+            garbage_closers,
         ),
     ):
         yield state

@@ -13,25 +13,25 @@ from asgi_mlperf.runtime.process import claim, left_off_loop, off_loop
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from asgi_mlperf.hooks import RequestHook
+    from asgi_mlperf.hooks import Closer
     from asgi_mlperf.runtime.process import Process
 
 
 @asynccontextmanager
-async def garbage(process: Process) -> AsyncIterator[tuple[RequestHook, ...]]:
-    """Collect between requests inside this block; yield the hooks that tell when they end."""
+async def garbage(process: Process) -> AsyncIterator[tuple[Closer, ...]]:
+    """Collect between requests inside this block; yield what to call when they end."""
     settings = process.settings.gc
     with claim("garbage collection", wanted=settings.mode != "off") as mine:
         if not mine:
             yield ()
             return
         turns = await off_loop(HostTurns)
-        async with left_off_loop(_scheduled(process, turns)) as hooks:
-            yield hooks
+        async with left_off_loop(_scheduled(process, turns)) as closers:
+            yield closers
 
 
 @contextmanager
-def _scheduled(process: Process, turns: HostTurns) -> Iterator[tuple[RequestHook, ...]]:
+def _scheduled(process: Process, turns: HostTurns) -> Iterator[tuple[Closer, ...]]:
     with (
         resident_memory() as rss,
         scheduled(
@@ -43,6 +43,6 @@ def _scheduled(process: Process, turns: HostTurns) -> Iterator[tuple[RequestHook
             rss=rss,
             memory_limit=process.memory_limit,
             turns=turns,
-        ) as hooks,
+        ) as closers,
     ):
-        yield hooks
+        yield closers

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.health import Readiness, draining_on_signals
 from asgi_mlperf.hooks import Serving
 from asgi_mlperf.telemetry.exposition import Exposition
 from asgi_mlperf.telemetry.loop_lag import LoopLag
-from asgi_mlperf.telemetry.metrics import Metrics, workers_end
+from asgi_mlperf.telemetry.metrics import Metrics
 from asgi_mlperf.telemetry.routes import templates_of
+from asgi_mlperf.telemetry.workers import workers_end
 from asgi_mlperf.wire.responses import JSONSettings, json_settings
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
-    from asgi_mlperf.hooks import Exchange, RequestHook
+    from asgi_mlperf.hooks import Closer, Opener
     from asgi_mlperf.inference.engine import Engine
     from asgi_mlperf.runtime.process import Process, Publisher
     from asgi_mlperf.settings import Settings
@@ -32,7 +34,7 @@ log = logging.getLogger("asgi_mlperf")
 @asynccontextmanager
 async def telemetry(process: Process, app: Any) -> AsyncIterator[Metrics]:
     """Measure inside this block."""
-    metrics = Metrics(process.settings.metrics, clock=process.clock, traffic=process.traffic, app=app)
+    metrics = Metrics(process.settings.metrics, traffic=process.traffic, app=app)
     with process.pauses.watching(), workers_end():
         yield metrics
 
@@ -61,7 +63,7 @@ async def published(
     process: Process, publisher: Publisher, engine: Engine, endpoints: dict[str, ASGIApp]
 ) -> AsyncIterator[dict[str, ASGIApp]]:
     """Offer model calls, health and metrics inside this block, while the app still starts."""
-    starting = Serving(clock=process.clock, traffic=process.traffic, endpoints=endpoints, hooks=())
+    starting = Serving(clock=process.clock, traffic=process.traffic, endpoints=endpoints)
     with publisher.engine(process.loop, engine), publisher.serving(process.loop, starting):
         yield endpoints
 
@@ -74,16 +76,22 @@ async def served(
     metrics: Metrics,
     readiness: Readiness,
     endpoints: dict[str, ASGIApp],
-    hooks: tuple[RequestHook, ...],
+    openers: tuple[Opener, ...],
+    closers: tuple[Closer, ...],
 ) -> AsyncIterator[None]:
     """Serve requests inside this block; then let what runs finish within the drain time."""
     settings = process.settings
     drain_s = settings.health.drain_ms / 1000
-    if settings.metrics.enabled:
-        hooks = (metrics.hook, *hooks)
     if settings.json != JSONSettings():
-        hooks = (*hooks, _json_hook(settings.json))
-    serving = Serving(clock=process.clock, traffic=process.traffic, endpoints=endpoints, hooks=hooks)
+        openers = (*openers, partial(json_settings.set, settings.json))
+    serving = Serving(
+        clock=process.clock,
+        traffic=process.traffic,
+        endpoints=endpoints,
+        openers=(*openers, *metrics.requests.openers),
+        closers=(*closers, *metrics.requests.closers),
+        afterwards=metrics.requests.afterwards,
+    )
 
     def drain() -> None:
         process.loop.call_soon_threadsafe(process.loop.call_later, drain_s, engine.close)
@@ -101,13 +109,6 @@ async def served(
         await engine.drain(drain_s)
 
 
-def _json_hook(settings: JSONSettings) -> RequestHook:
-    def hook(_: Exchange) -> None:
-        json_settings.set(settings)
-
-    return hook
-
-
 def _measured_lag(process: Process, metrics: Metrics) -> AbstractContextManager[None]:
     if not process.settings.metrics.enabled:
         return nullcontext()
@@ -115,7 +116,6 @@ def _measured_lag(process: Process, metrics: Metrics) -> AbstractContextManager[
     def on_tick() -> None:
         for pause in process.pauses.drain():
             metrics.garbage.paused(pause.generation, pause.where, pause.seconds, pause.freed)
-        metrics.count_active()
         metrics.garbage.spent(process.pauses.total_seconds, now=process.clock())
         metrics.garbage.stands(**asdict(process.pauses.state))
 

@@ -19,7 +19,7 @@ from asgi_mlperf.runtime.process import claim, off_loop
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from asgi_mlperf.hooks import Exchange, RequestHook
+    from asgi_mlperf.hooks import Opener
     from asgi_mlperf.runtime.process import Process
     from asgi_mlperf.telemetry.metrics import Metrics
 
@@ -81,16 +81,9 @@ def _pinned(process: Process) -> Iterator[Callable[[], None] | None]:
             yield place.place_new
 
 
-def caps_hooks(caps: NativeThreadCaps | None) -> tuple[RequestHook, ...]:
-    """Return the hook that caps ops on the event loop itself."""
-    if caps is None:
-        return ()
-    begin_on_loop = caps.begin_on_loop
-
-    def hook(_: Exchange) -> None:
-        begin_on_loop()
-
-    return (hook,)
+def caps_openers(caps: NativeThreadCaps | None) -> tuple[Opener, ...]:
+    """Return what caps ops on the event loop itself."""
+    return () if caps is None else (caps.begin_on_loop,)
 
 
 @asynccontextmanager

@@ -12,15 +12,17 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from asgi_mlperf.telemetry.metrics import several_processes
+from asgi_mlperf.telemetry.presets import Instrumentator
+from asgi_mlperf.telemetry.workers import several_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client.metrics_core import Metric
     from starlette.types import Receive, Scope, Send
 
-    from asgi_mlperf.telemetry.metrics import Metrics, MetricsSettings
+    from asgi_mlperf.telemetry.metrics import Metrics
+    from asgi_mlperf.telemetry.settings import MetricsSettings
 
 
 class Exposition:
@@ -48,21 +50,26 @@ def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
         return choose_encoder("")  # a version that is no number is not a reason to fail
 
 
-class _Registries(CollectorRegistry):
-    """Several registries, collected as one."""
+class _Collected(CollectorRegistry):
+    """What several sources collect, as one registry."""
 
-    def __init__(self, *registries: CollectorRegistry) -> None:
+    def __init__(self, *sources: Callable[[], Iterable[Metric]]) -> None:
         super().__init__()
-        self._registries = registries
+        self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
-        for registry in self._registries:
-            yield from registry.collect()
+        for source in self._sources:
+            yield from source()
 
 
 def _source(settings: MetricsSettings, metrics: Metrics) -> CollectorRegistry:
     if several_processes():
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call] # prometheus-client's is untyped
-        return registry
-    return _Registries(metrics.registry, REGISTRY) if settings.default_registry else metrics.registry
+        # No registration: the collector reads files, and is nobody else's.
+        registry = _Collected(MultiProcessCollector(None).collect)  # type: ignore[no-untyped-call] # prometheus-client's is untyped
+    elif settings.default_registry:
+        registry = _Collected(metrics.registry.collect, REGISTRY.collect)
+    else:
+        registry = _Collected(metrics.registry.collect)
+    if settings.preset == "fastapi-instrumentator":
+        registry = _Collected(Instrumentator(registry.collect).collect)
+    return registry

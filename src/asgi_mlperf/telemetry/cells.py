@@ -1,0 +1,125 @@
+"""The three request histograms as one: what shares its labels is found once and counted by one call."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Protocol
+
+from prometheus_client import Histogram
+from prometheus_client.registry import Collector
+
+from asgi_mlperf.telemetry.tallies import family_of, text_of_bounds
+from asgi_mlperf.telemetry.workers import of_process, several_processes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+SIZES = (100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
+_LABELS = ("http_request_method", "http_route", "http_response_status_code")
+_DURATION = (
+    "http_server_request_duration_seconds",
+    "Time from the first look at a request to the last byte of its response.",
+)
+_RECEIVED = ("http_server_request_body_size_bytes", "Bytes of request bodies, as far as the app read them.")
+_SENT = ("http_server_response_body_size_bytes", "Bytes of response bodies.")
+
+Labels = tuple[str, str, str]
+
+
+class Cell(Protocol):
+    """Counts the requests of one method, route and status."""
+
+    def observe(self, seconds: float, received: int, sent: int, /) -> None:
+        """Count one request: what it took, and the bytes of both bodies."""
+
+
+class Cells(Protocol):
+    """Gives the cell of each set of labels."""
+
+    def cell(self, labels: Labels) -> Cell:
+        """Return a new cell for labels that have none."""
+
+
+def cells(bounds: tuple[float, ...], registry: CollectorRegistry) -> Cells:
+    """Return what counts durations within ``bounds`` (seconds) and sizes, shown in ``registry``."""
+    return _FileCells(bounds, registry) if several_processes() else _MemoryCells(bounds, registry)
+
+
+class _MemoryCell:
+    """Counts without locks: only the event loop writes, and a scrape may read at any time."""
+
+    __slots__ = ("_bounds", "bytes_received", "bytes_sent", "durations", "received", "seconds", "sent")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self.durations = [0] * (len(bounds) + 1)
+        self.received = [0] * (len(SIZES) + 1)
+        self.sent = [0] * (len(SIZES) + 1)
+        self.seconds = 0.0
+        self.bytes_received = self.bytes_sent = 0
+
+    def observe(self, seconds: float, received: int, sent: int) -> None:
+        self.durations[bisect_left(self._bounds, seconds)] += 1
+        self.seconds += seconds
+        self.sent[bisect_left(SIZES, sent)] += 1
+        self.bytes_sent += sent
+        if received:
+            self.received[bisect_left(SIZES, received)] += 1
+            self.bytes_received += received
+        else:
+            self.received[0] += 1
+
+
+class _MemoryCells(Collector):
+    def __init__(self, bounds: tuple[float, ...], registry: CollectorRegistry) -> None:
+        self._bounds = bounds
+        self._cells: dict[Labels, _MemoryCell] = {}
+        registry.register(self)
+
+    def cell(self, labels: Labels) -> Cell:
+        cell = self._cells[labels] = _MemoryCell(self._bounds)
+        return cell
+
+    def describe(self) -> Iterator[Metric]:
+        for name in (_DURATION, _RECEIVED, _SENT):
+            yield family_of(*name, _LABELS, (), ())
+
+    def collect(self) -> Iterator[Metric]:
+        cells = list(self._cells.items())
+        durations, sizes = text_of_bounds(self._bounds), text_of_bounds(SIZES)
+        yield family_of(*_DURATION, _LABELS, durations, ((key, c.durations, c.seconds) for key, c in cells))
+        yield family_of(*_RECEIVED, _LABELS, sizes, ((key, c.received, c.bytes_received) for key, c in cells))
+        yield family_of(*_SENT, _LABELS, sizes, ((key, c.sent, c.bytes_sent) for key, c in cells))
+
+
+class _FileCell:
+    """Counts in prometheus-client's files, which outlive the process."""
+
+    __slots__ = ("_durations", "_received", "_sent")
+
+    def __init__(self, durations: Histogram, received: Histogram, sent: Histogram) -> None:
+        self._durations = durations
+        self._received = received
+        self._sent = sent
+
+    def observe(self, seconds: float, received: int, sent: int) -> None:
+        self._durations.observe(seconds)
+        self._received.observe(received)
+        self._sent.observe(sent)
+
+
+class _FileCells:
+    def __init__(self, bounds: tuple[float, ...], registry: CollectorRegistry) -> None:
+        def made(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            made = of_process(name, lambda: Histogram(name, text, _LABELS, buckets=buckets, registry=None))
+            registry.register(made)
+            return made
+
+        self._families = made(*_DURATION, bounds), made(*_RECEIVED, SIZES), made(*_SENT, SIZES)
+
+    def cell(self, labels: Labels) -> Cell:
+        durations, received, sent = (family.labels(*labels) for family in self._families)
+        return _FileCell(durations, received, sent)

@@ -1,0 +1,121 @@
+"""What requests took, by method, route template and status: the only series that every request writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import Gauge
+
+from asgi_mlperf.telemetry.cells import cells
+from asgi_mlperf.telemetry.routes import RouteTemplates
+from asgi_mlperf.telemetry.tallies import histogram
+from asgi_mlperf.telemetry.workers import of_process, several_processes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prometheus_client import CollectorRegistry
+
+    from asgi_mlperf.hooks import Closer, Exchange, Opener, Traffic
+    from asgi_mlperf.telemetry.cells import Cell
+    from asgi_mlperf.telemetry.settings import MetricsSettings
+
+METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
+OTHER = "_OTHER"
+"""The label of methods outside the known set, as in OpenTelemetry."""
+
+
+class _Excluded:
+    """The cell of routes that are not measured."""
+
+    @staticmethod
+    def observe(_seconds: float, _received: int, _sent: int) -> None:
+        """Count nothing."""
+
+
+_EXCLUDED = _Excluded()
+
+
+class RequestSeries:
+    """Counts each request once, when it ends.
+
+    ``openers``, ``closers`` and ``afterwards`` are what the middleware calls.
+    """
+
+    def __init__(
+        self, settings: MetricsSettings, *, traffic: Traffic, app: Any, registry: CollectorRegistry
+    ) -> None:
+        """Create the series in ``registry``; ``app`` is where route templates come from."""
+        # With what they stand for, so that no id is used again.
+        self._taken: dict[tuple[int, int, int, str, int], tuple[Cell, Any]] = {}
+        self._cells: dict[tuple[str, str, int], Cell] = {}
+        self._templates = RouteTemplates(app)
+        self._excluded = frozenset(settings.exclude)
+        self._made = cells(settings.request_buckets, registry)
+        self._first_byte = histogram(
+            "asgi_mlperf_first_byte_seconds",
+            "Time from the first look at a request to the first byte of its streamed response.",
+            ("http_route",),
+            settings.request_buckets,
+            registry,
+        )
+        self._background = histogram(
+            "asgi_mlperf_background_seconds",
+            "Time that the app went on after the response, in background tasks above all.",
+            ("http_route",),
+            settings.request_buckets,
+            registry,
+        )
+        self.openers: tuple[Opener, ...] = ()
+        self.closers: tuple[Closer, ...] = ()
+        self.afterwards: tuple[Callable[[Exchange, float], None], ...] = ()
+        self._count_active(traffic, registry)
+        if settings.enabled:
+            self.closers += (self._ended,)
+            self.afterwards = (self._went_on,)
+
+    def _count_active(self, traffic: Traffic, registry: CollectorRegistry) -> None:
+        name, text = "http_server_active_requests", "Requests in flight."
+        if several_processes():
+            gauge = of_process(name, lambda: Gauge(name, text, registry=None, multiprocess_mode="livesum"))
+            registry.register(gauge)
+            self.openers = (gauge.inc,)
+            self.closers = (lambda _: gauge.dec(),)
+        else:
+            Gauge(name, text, registry=registry).set_function(lambda: traffic.in_flight)
+
+    def _ended(self, exchange: Exchange) -> None:
+        scope = exchange.scope
+        if scope.get("root_path", "") != exchange.root_path:
+            cell = self._cell(exchange)  # a mount took part, of which the leaf knows nothing
+        else:
+            route, endpoint, included = scope.get("route"), scope.get("endpoint"), scope.get("fastapi")
+            context = None if included is None else included.get("effective_route_context")
+            key = (id(route), id(endpoint), id(context), scope["method"], exchange.status)
+            taken = self._taken.get(key)
+            if taken is not None:
+                cell = taken[0]
+            else:
+                cell = self._cell(exchange)
+                if route is not None and scope["method"] in METHODS:
+                    self._taken[key] = cell, (route, endpoint, context)
+        cell.observe(exchange.ended_at - exchange.started_at, exchange.received_bytes, exchange.sent_bytes)
+        if exchange.streamed_at and cell is not _EXCLUDED:
+            seconds = exchange.streamed_at - exchange.started_at
+            self._first_byte.labels(self._templates.route_of(exchange)).observe(seconds)
+
+    def _went_on(self, exchange: Exchange, seconds: float) -> None:
+        route = self._templates.route_of(exchange)
+        if route not in self._excluded:
+            self._background.labels(route).observe(seconds)
+
+    def _cell(self, exchange: Exchange) -> Cell:
+        method = exchange.scope["method"]
+        route = self._templates.route_of(exchange)
+        if route in self._excluded:
+            return _EXCLUDED
+        key = (method if method in METHODS else OTHER, route, exchange.status)
+        cell = self._cells.get(key)
+        if cell is None:
+            cell = self._cells[key] = self._made.cell((key[0], route, str(exchange.status)))
+        return cell

@@ -1,0 +1,125 @@
+"""Histograms that one thread fills without locks, and that any thread may read at a scrape."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import accumulate
+from typing import TYPE_CHECKING, Protocol
+
+from prometheus_client import Histogram
+from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from asgi_mlperf.telemetry.workers import of_process, several_processes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+    from asgi_mlperf.hooks import Observer
+
+
+class Labelled(Protocol):
+    """A histogram with labels: gives the observer of one set of label values."""
+
+    def labels(self, *values: str) -> Observer:
+        """Return what observes for these label values, the same each time."""
+
+
+def histogram(
+    name: str, text: str, labels: Sequence[str], bounds: Sequence[float], registry: CollectorRegistry
+) -> Labelled:
+    """Return a histogram that is only told of measurements from the event loop.
+
+    Where the metrics of several processes are added up, it is prometheus-client's own, whose counts outlive
+    the process.
+    """
+    if not several_processes():
+        return Tallies(name, text, labels, bounds, registry)
+
+    def make() -> Histogram:
+        return Histogram(name, text, labels, buckets=bounds, registry=None)
+
+    shared = of_process(name, make)
+    registry.register(shared)
+    return shared
+
+
+class Tally:
+    """The counts for one set of label values; observed by one thread at a time.
+
+    A lock, as prometheus-client has one around each number, would cost more than the counting.
+    """
+
+    __slots__ = ("_bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """Begin with nothing counted; the last of ``counts`` is what lies above all ``bounds``."""
+        self._bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, amount: float) -> None:
+        """Count one measurement."""
+        self.counts[bisect_left(self._bounds, amount)] += 1
+        self.total += amount
+
+
+class Tallies(Collector):
+    """The tallies of one histogram, by label values."""
+
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str],
+        bounds: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        """Offer the histogram in ``registry``."""
+        self._name = name
+        self._text = text
+        self._labels = tuple(labels)
+        self._bounds = tuple(bounds)
+        self._tallies: dict[tuple[str, ...], Tally] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> Tally:
+        """Return the tally of these label values."""
+        tally = self._tallies.get(values)
+        if tally is None:
+            tally = self._tallies[values] = Tally(self._bounds)
+        return tally
+
+    def describe(self) -> Iterator[Metric]:
+        """Yield the histogram without its counts."""
+        yield family_of(self._name, self._text, self._labels, (), ())
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the histogram with the counts so far."""
+        tallies = list(self._tallies.items())
+        counted = ((values, tally.counts, tally.total) for values, tally in tallies)
+        yield family_of(self._name, self._text, self._labels, text_of_bounds(self._bounds), counted)
+
+
+def text_of_bounds(bounds: Sequence[float]) -> list[str]:
+    """Write upper bounds as the labels of their buckets, the last for all more."""
+    return [*map(floatToGoString, bounds), "+Inf"]
+
+
+def family_of(
+    name: str,
+    text: str,
+    labels: Sequence[str],
+    bounds: Sequence[str],
+    counted: Iterable[tuple[tuple[str, ...], list[int], float]],
+) -> Metric:
+    """Make a histogram of label values, the counts of each bucket alone, and the sum."""
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for values, counts, total in counted:
+        # A copy first: the event loop goes on counting.
+        family.add_metric(values, list(zip(bounds, accumulate(list(counts)), strict=True)), total)
+    return family
