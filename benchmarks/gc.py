@@ -11,14 +11,14 @@ import argparse
 import itertools
 import json
 import platform
-import shutil
 import statistics
 import sys
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
-from gc_server import Figures, Server, load, served
+from common import Figures, markdown, require_wrk, spread
+from gc_server import Server, load, served
 
 MODES = ("stock", "freeze only", "raised thresholds", "gc.disable()", "asgi-mlperf")
 OURS, STOCK, DISABLED = "asgi-mlperf", "stock", "gc.disable()"
@@ -68,15 +68,11 @@ def tables(results: dict[str, dict[str, list[Figures]]]) -> str:
 
 def table(modes: dict[str, list[Figures]]) -> str:
     names = ("requests/s", "p50 ms", "p99 ms", "CPU ms/request", "GC in requests %", "RSS MB")
-    lines = ["| mode | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for mode, rounds in modes.items():
-        cells = (cell([figures[name] for figures in rounds]) for name in names)
-        lines.append(f"| {mode} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def cell(values: list[float]) -> str:
-    return f"{statistics.median(values):.3g} ({min(values):.3g}–{max(values):.3g})"  # noqa: RUF001 - a range
+    rows = (
+        [mode, *(spread([figures[name] for figures in rounds], ".3g") for name in names)]
+        for mode, rounds in modes.items()
+    )
+    return markdown(["mode", *names], rows)
 
 
 def ratios(modes: dict[str, list[Figures]]) -> dict[str, float]:
@@ -97,12 +93,8 @@ def ratios(modes: dict[str, list[Figures]]) -> dict[str, float]:
 def compared(results: dict[str, dict[str, list[Figures]]]) -> str:
     rows = {shape: ratios(modes) for shape, modes in results.items()}
     names = list(next(iter(rows.values())))
-    lines = ["| shape | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    lines += [
-        f"| /{shape} | " + " | ".join(f"{row[name]:.3g}" for name in names) + " |"
-        for shape, row in rows.items()
-    ]
-    return "\n".join(lines)
+    cells = ([f"/{shape}", *(f"{row[name]:.3g}" for name in names)] for shape, row in rows.items())
+    return markdown(["shape", *names], cells)
 
 
 def main() -> None:
@@ -113,8 +105,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--json", type=Path, default=Path("gc.json"), help="every round's figures go here")
     options = parser.parse_args()
-    if shutil.which("wrk") is None:
-        sys.exit("gc.py loads the server with wrk; on Debian or Ubuntu: apt install wrk")
+    require_wrk()
     results = run(options)
     print(tables(results))
     if {OURS, STOCK, DISABLED} <= set(options.modes):

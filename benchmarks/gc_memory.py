@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
-import sys
 import time
 from pathlib import Path
 
+from common import require_wrk
 from gc_server import Server, load, served
 
 OURS, STOCK = "asgi-mlperf", "stock"
@@ -85,8 +84,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     options.seconds = options.seconds or {"soak": 600.0}.get(options.what, 30.0)
-    if shutil.which("wrk") is None:
-        sys.exit("gc_memory.py loads the server with wrk; on Debian or Ubuntu: apt install wrk")
+    require_wrk()
     result = {"requests": requests, "soak": soak, "leak": leak}[options.what](options)
     for name, value in result.items():
         print(f"{name}: {value:.4g}")

@@ -9,10 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
-import shutil
-import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -21,6 +17,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from common import free_port, markdown, require_wrk, spread, wrk
 
 from asgi_mlperf.host.environment import COUNTS
 from asgi_mlperf.host.threads import NativeThreadCaps
@@ -41,9 +39,7 @@ Figures = dict[str, dict[str, list[float]]]
 @contextmanager
 def served(name: str, workers: int) -> Iterator[int]:
     command, variables = CONTENDERS[name]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     inherited = {key: text for key, text in os.environ.items() if key not in COUNTS}
     server = subprocess.Popen(
         [*command, "threads_app:app", "--port", str(port), "--workers", str(workers), "--no-access-log"],
@@ -74,18 +70,10 @@ def wait_for(port: int) -> None:
 
 
 def requests_per_s(port: int, path: str, connections: int, seconds: int) -> float:
-    ran = subprocess.run(
-        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"http://127.0.0.1:{port}{path}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    if "Non-2xx" in ran.stdout:
-        raise RuntimeError(f"{path} did not answer 200:\n{ran.stdout}")
-    found = re.search(r"Requests/sec:\s+([\d.]+)", ran.stdout)
-    if found is None:
-        raise RuntimeError(f"wrk said nothing of requests/s:\n{ran.stdout}")
-    return float(found[1])
+    figures = wrk(f"http://127.0.0.1:{port}{path}", connections, seconds)
+    if figures["failed"]:
+        raise RuntimeError(f"{path} did not answer 200 in {figures['failed']:.0f} cases")
+    return figures["requests/s"]
 
 
 def measure(
@@ -111,21 +99,17 @@ def measure(
     return figures
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
-
-
 def table(title: str, figures: Figures, bases: Sequence[str]) -> str:
-    head = ["request", "contender", "requests/s", *(f"ratio to {base}" for base in bases)]
-    lines = [title, "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = []
     for path, taken in figures.items():
         for name, values in taken.items():
             ratios = (
-                spread([one / other for one, other in zip(values, taken[base], strict=True)], 2)
+                spread([one / other for one, other in zip(values, taken[base], strict=True)], ".2f")
                 for base in bases
             )
-            lines.append("| " + " | ".join([path, name, spread(values, 1), *ratios]) + " |")
-    return "\n".join(lines)
+            rows.append([path, name, spread(values, ".1f"), *ratios])
+    head = ["request", "contender", "requests/s", *(f"ratio to {base}" for base in bases)]
+    return f"{title}\n\n{markdown(head, rows)}"
 
 
 def call_cost_us() -> dict[str, list[float]]:
@@ -159,13 +143,12 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write every round's figures here")
     options = parser.parse_args()
-    if shutil.which("wrk") is None:
-        sys.exit("wrk is not installed; on Debian or Ubuntu: apt-get install -y wrk")
+    require_wrk()
     results: dict[str, object] = {"cpus": len(os.sched_getaffinity(0)), "seconds": options.seconds}
     cost = results["call cost, microseconds"] = call_cost_us()
     print(
         "keeping caps costs, in microseconds: "
-        + ", ".join(f"{name} {spread(taken, 2)}" for name, taken in cost.items())
+        + ", ".join(f"{name} {spread(taken, '.2f')}" for name, taken in cost.items())
     )
     several = [f"/def/{model}" for model in ("mm1000", "mm256", "conv")]
     for workers in options.workers:

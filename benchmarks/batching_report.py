@@ -1,0 +1,164 @@
+"""Tables and plots from the ``--json`` files of ``batching.py``, several runs put together.
+
+``python benchmarks/batching_report.py RUN.json ... --plot benchmarks/plots/batching.png``
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import Figures, markdown, spread
+
+OURS = "asgi-mlperf"
+COLUMNS = {
+    "requests/s": ".0f",
+    "p50 ms": ".3g",
+    "p99 ms": ".3g",
+    "CPU µs/request": ".0f",
+    "idle CPU %": ".2f",
+}
+INK = "#808080"  # as readable on white as on black
+COLOURS = {
+    "asgi-mlperf": "#e6550d",
+    "asgi-mlperf (granian)": "#fdae6b",
+    "asgi-mlperf (stock's route)": "#d4a017",
+    "FastAPI async": "#3182bd",
+    "FastAPI def": "#6baed6",
+    "mosec": "#31a354",
+    "mosec (orjson)": "#74c476",
+    "LitServe": "#9467bd",
+    "BentoML": "#e377c2",
+    "Ray Serve": "#17becf",
+}
+
+Run = dict[str, Any]
+Turn = dict[str, Any]
+
+
+def told(figures: Figures) -> str:
+    return ", ".join(f"{value:.4g} {name}" for name, value in figures.items())
+
+
+class Runs:
+    """The turns of several runs; rounds of different runs are different rounds."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.turns: list[Turn] = [
+            turn | {"round": (number, turn["round"])}
+            for number, run in enumerate(runs)
+            for turn in run["figures"]
+        ]
+        self.absent = {name: reason for run in runs for name, reason in run["absent"].items()}
+        self.versions = runs[-1]["versions"]
+
+    def having(self, **facts: object) -> list[Turn]:
+        return [turn for turn in self.turns if facts.items() <= turn.items()]
+
+    def distinct(self, name: str) -> list[Any]:
+        return list(dict.fromkeys(turn[name] for turn in self.turns))
+
+    def median(self, column: str, **facts: object) -> float:
+        return statistics.median(turn[column] for turn in self.having(**facts))
+
+    def sorted(self, name: str) -> list[Any]:
+        return sorted(self.distinct(name))
+
+    def ratio(self, column: str, ours: dict[str, Any], family: str) -> str:
+        """Compare round by round: the machine's speed differs more between rounds than within one."""
+        workers = min(ours["workers"], max(turn["workers"] for turn in self.having(family=family)))
+        theirs = self.having(**ours | {"family": family, "workers": workers})
+        other = {turn["round"]: turn[column] for turn in theirs}
+        ratios = [
+            turn[column] / other[turn["round"]] for turn in self.having(**ours) if turn["round"] in other
+        ]
+        return spread(ratios, ".2f") if ratios else "-"
+
+
+def report(runs: Sequence[Run]) -> str:
+    pooled = Runs(runs)
+    parts = [table(pooled, connections) for connections in pooled.sorted("connections")]
+    if pooled.having(family=OURS):
+        parts.append(compared(pooled))
+    parts += [f"{name} is left out: {reason}" for name, reason in pooled.absent.items()]
+    for where, versions in pooled.versions.items():
+        parts.append(f"{where}: " + ", ".join(f"{name} {number}" for name, number in versions.items()))
+    return "\n\n".join(parts)
+
+
+def table(runs: Runs, connections: int) -> str:
+    columns = {name: form for name, form in COLUMNS.items() if any(name in turn for turn in runs.turns)}
+    rows = []
+    for contender in runs.distinct("contender"):
+        turns = runs.having(contender=contender, connections=connections)
+        if turns:
+            failed = sum(turn["failed"] + turn["socket errors"] for turn in turns)
+            cells = (spread([turn[name] for turn in turns], form) for name, form in columns.items())
+            rows.append([contender, *cells, f"{failed:.0f}"])
+    rows.sort(key=lambda row: -float(row[1].split()[0]))
+    return f"{connections} connections\n\n" + markdown(["contender", *columns, "failed"], rows)
+
+
+def compared(runs: Runs) -> str:
+    """Set ours beside what it means to be ahead of, with as many workers and in the same round."""
+    comparisons = [
+        (column, other)
+        for other in ("mosec", "mosec (orjson)", "LitServe", "FastAPI async")
+        for column in ("requests/s", "p50 ms", "p99 ms")
+        if runs.having(family=other)
+    ]
+    rows = []
+    for connections, workers in itertools.product(runs.sorted("connections"), runs.sorted("workers")):
+        ours = {"family": OURS, "connections": connections, "workers": workers}
+        ratios = (runs.ratio(column, ours, other) for column, other in comparisons)
+        rows.append([str(connections), str(workers), *ratios])
+    head = [f"{column.removesuffix(' ms')} ÷ {other}" for column, other in comparisons]
+    return f"{OURS}, round by round\n\n" + markdown(["connections", "workers", *head], rows)
+
+
+def plot(runs: Sequence[Run], file: Path) -> None:
+    """Draw p99 over requests per second, a line for each contender from few to many connections."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415 - of requirements.txt; a table does without
+
+    pooled = Runs(runs)
+    plt.rcParams |= {"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "font.size": 9}
+    plt.rcParams |= {"xtick.color": INK, "ytick.color": INK, "svg.fonttype": "none"}
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    for contender in pooled.distinct("contender"):
+        turns = pooled.having(contender=contender)
+        levels = sorted({turn["connections"] for turn in turns})
+        axes.plot(
+            [pooled.median("requests/s", contender=contender, connections=level) for level in levels],
+            [pooled.median("p99 ms", contender=contender, connections=level) for level in levels],
+            color=COLOURS[turns[0]["family"]],
+            linestyle="-" if turns[0]["workers"] == 1 else "--",
+            marker="o" if turns[0]["workers"] == 1 else "s",
+            label=contender,
+        )
+    axes.set(xscale="log", yscale="log", xlabel="requests/s", ylabel="p99 latency, ms")
+    axes.set_title("Throughput and latency at 1, 32 and 128 connections: right and down is better")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid(color=INK, alpha=0.3, which="both")
+    figure.legend(loc="outside right center", frameon=False)
+    figure.savefig(file, transparent=True, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN.json")
+    parser.add_argument("--plot", type=Path, help="draw the plot here; needs matplotlib")
+    options = parser.parse_args()
+    runs = [json.loads(file.read_text()) for file in options.runs]
+    print(report(runs))
+    if options.plot:
+        plot(runs, options.plot)
+
+
+if __name__ == "__main__":
+    main()
