@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from contextvars import Context
 
+    _Jobs = SimpleQueue[tuple[Callable[[], Any], Context, Callable[["Outcome"], None]] | None]
+
 
 class Outcome(NamedTuple):
     """What became of a job: its result, or the exception that it raised."""
@@ -50,8 +52,7 @@ class ThreadExecutor:
         """Call each job through ``around_job``, which returns what the job returns; it must be cheap."""
         self._threads = threads
         self._around_job = around_job
-        self._jobs: SimpleQueue[tuple[Callable[[], Any], Context, Callable[[Outcome], None]] | None]
-        self._jobs = SimpleQueue()
+        self._idle: list[_Jobs] = []
         self._busy = 0
 
     @asynccontextmanager
@@ -59,34 +60,36 @@ class ThreadExecutor:
         """Hold the threads inside this block; jobs that do not end keep theirs, and are not waited for."""
         loop = asyncio.get_running_loop()
         limiter = anyio.CapacityLimiter(self._threads)
+        threads: list[_Jobs] = [SimpleQueue() for _ in range(self._threads)]
         serving = [
             loop.create_task(
-                anyio.to_thread.run_sync(self._serve, loop, limiter=limiter, abandon_on_cancel=True)
+                anyio.to_thread.run_sync(self._serve, loop, jobs, limiter=limiter, abandon_on_cancel=True)
             )
-            for _ in range(self._threads)
+            for jobs in threads
         ]
+        self._idle = list(threads)
         try:
             yield
         finally:
-            for _ in serving:
-                self._jobs.put(None)
+            for jobs in threads:
+                jobs.put(None)
             if self._busy:
                 for task in serving:
                     task.cancel()
             await asyncio.gather(*serving, return_exceptions=True)
 
     def start(self, job: Callable[[], Any], context: Context, done: Callable[[Outcome], None]) -> None:
-        """Hand ``job`` to the next free thread."""
+        """Hand ``job`` to the thread that was busy last: its caches and native threads are still warm."""
         self._busy += 1
-        self._jobs.put((job, context, done))
+        self._idle.pop().put((job, context, done))
 
-    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        while (handed := self._jobs.get()) is not None:
+    def _serve(self, loop: asyncio.AbstractEventLoop, jobs: _Jobs) -> None:
+        while (handed := jobs.get()) is not None:
             job, context, done = handed
             outcome = context.run(self._attempt, job)
             del handed, job, context
             try:
-                loop.call_soon_threadsafe(self._ended, done, outcome)
+                loop.call_soon_threadsafe(self._ended, jobs, done, outcome)
             except RuntimeError:
                 return  # the loop was closed while the job still ran: nobody is left to be told
             del done, outcome
@@ -99,8 +102,9 @@ class ThreadExecutor:
         except BaseException as error:  # noqa: BLE001 - every exception belongs to the caller
             return Outcome(None, error)
 
-    def _ended(self, done: Callable[[Outcome], None], outcome: Outcome) -> None:
+    def _ended(self, jobs: _Jobs, done: Callable[[Outcome], None], outcome: Outcome) -> None:
         self._busy -= 1
+        self._idle.append(jobs)
         done(outcome)
 
 
