@@ -136,7 +136,7 @@ def call_cost_us() -> dict[str, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--workers", type=int, nargs="*", default=[2, 4])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--seconds", type=int, default=2, help="of load, for each contender, request and round"
