@@ -9,13 +9,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -25,6 +29,7 @@ from starlette_exporter import PrometheusMiddleware
 from asgi_mlperf import PerfMiddleware, Plugin, Settings
 
 Request = Callable[[], Awaitable[None]]
+Contender = Callable[[int], AbstractAsyncContextManager[FastAPI]]
 
 
 def bare(routes: int) -> FastAPI:
@@ -68,6 +73,7 @@ async def with_exporter(routes: int) -> AsyncIterator[FastAPI]:
     yield app
 
 
+DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 PACKAGES = (
     "fastapi",
     "starlette",
@@ -81,6 +87,9 @@ CONTENDERS = {
     "prometheus-fastapi-instrumentator": with_instrumentator,
     "starlette-exporter": with_exporter,
 }
+
+
+SEVERAL = {"bare route": stock, "asgi-mlperf, metrics of several processes": with_plugin}
 
 
 def request_of(app: FastAPI) -> Request:
@@ -119,11 +128,13 @@ async def time_one(request: Request, count: int) -> float:
     return (time.perf_counter() - started) / count * 1e6
 
 
-async def measure(routes: int, rounds: int, count: int) -> dict[str, list[float]]:
+async def measure(
+    contenders: dict[str, Contender], routes: int, rounds: int, count: int
+) -> dict[str, list[float]]:
     async with AsyncExitStack() as stack:
         requests = {
             name: request_of(await stack.enter_async_context(contender(routes)))
-            for name, contender in CONTENDERS.items()
+            for name, contender in contenders.items()
         }
         for request in requests.values():
             await time_one(request, count)
@@ -147,16 +158,29 @@ def table(taken: dict[str, list[float]], routes: int) -> str:
     return "\n".join(lines)
 
 
+def again_with_files() -> NoReturn:
+    """Run this script anew: prometheus-client decides when it is imported whether it writes files."""
+    with tempfile.TemporaryDirectory() as directory:
+        environ = {**os.environ, DIRECTORY: directory}
+        raise SystemExit(subprocess.run([sys.executable, *sys.argv], env=environ, check=False).returncode)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--count", type=int, default=500, help="requests per contender and round")
     parser.add_argument("--routes", type=int, nargs="+", default=[10])
+    parser.add_argument(
+        "--several", action="store_true", help="measure only ourselves, with the metrics of several processes"
+    )
     parser.add_argument("--json", type=Path, help="write every round's figures here")
     options = parser.parse_args()
+    if options.several and DIRECTORY not in os.environ:
+        again_with_files()
     results = {}
+    contenders = SEVERAL if options.several else CONTENDERS
     for routes in options.routes:
-        results[routes] = asyncio.run(measure(routes, options.rounds, options.count))
+        results[routes] = asyncio.run(measure(contenders, routes, options.rounds, options.count))
         print(table(results[routes], routes), end="\n\n")
     versions = {package: version(package) for package in PACKAGES}
     print(", ".join(f"{package} {number}" for package, number in versions.items()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from asgi_mlperf.hooks import Serving, Traffic
 
@@ -78,3 +79,10 @@ def nothing_served(**more: Any) -> Serving:
     """What an exchange needs, with nobody to tell."""
     given = {"clock": lambda: 0.0, "traffic": Traffic(), "endpoints": {}, **more}
     return Serving(**given)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the event loop turn until ``condition`` holds, at most ten seconds."""
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.lowlevel.checkpoint()

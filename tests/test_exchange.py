@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from tests.inference.test_pool import Gate
-from tests.support import http_scope, nothing_served
+from tests.support import http_scope, nothing_served, until
 
 from asgi_mlperf import ClientLeft, Plugin, Settings
 from asgi_mlperf.hooks import Exchange
@@ -48,12 +48,6 @@ class Client:
 
     def exchange(self) -> Exchange:
         return Exchange(http_scope("/"), self.receive, self.send, nothing_served())
-
-
-async def until(condition) -> None:
-    with anyio.fail_after(10):
-        while not condition():
-            await anyio.lowlevel.checkpoint()
 
 
 async def test_the_app_gets_every_message_in_order_while_somebody_watches():

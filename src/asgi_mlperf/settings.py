@@ -134,9 +134,13 @@ def _knob(path: tuple[str, ...], field: FieldInfo) -> Knob:
 def _takes(annotation: Any) -> str:
     arguments = [argument for argument in get_args(annotation) if argument is not type(None)]
     if isinstance(annotation, type) and not arguments:
-        return {"int": "whole number", "float": "number", "bool": "true or false", "str": "text"}.get(
-            annotation.__name__, annotation.__name__
-        )
+        return {
+            "int": "whole number",
+            "float": "number",
+            "bool": "true or false",
+            "str": "text",
+            "SecretStr": "text",
+        }.get(annotation.__name__, annotation.__name__)
     if all(isinstance(argument, str) for argument in arguments):
         return ", ".join(arguments)
     if get_origin(annotation) is tuple:

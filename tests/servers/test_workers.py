@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 from collections import Counter
 
@@ -61,6 +62,27 @@ def test_with_a_multiprocess_directory_one_scrape_holds_the_sum_of_both_workers(
         while (total := requests_in(server.get("/metrics").body, "/pid")) < answers.total():
             assert time.monotonic() < deadline, f"{total} of {answers.total()}"
         assert total == answers.total()
+
+
+@pytest.mark.parametrize("name", ["uvicorn --workers 2", "gunicorn"])
+def test_a_killed_workers_counts_stay_until_the_server_is_started_anew(name, tmp_path):
+    environ = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics")}
+    (tmp_path / "metrics").mkdir()
+    with serving(COMMANDS[name], tmp_path, environ=environ) as server:
+        victim = server.wait_for("startup", 2)[0]["pid"]
+        answers = answered_by_two(server, "/pid")
+        os.kill(victim, signal.SIGKILL)
+        server.wait_for("startup", 3)
+        text = server.get("/metrics").body
+        assert requests_in(text, "/pid") == answers.total()
+        assert "http_server_active_requests 0.0" in text
+        assert float(re.findall(r"^asgi_mlperf_memory_rss_bytes (\S+)$", text, re.MULTILINE)[0]) > 0
+        assert not (tmp_path / "metrics" / f"gauge_livesum_{victim}.db").exists()
+        server.process.kill()
+        server.process.wait()
+    with serving(COMMANDS[name], tmp_path, environ=environ) as server:
+        server.wait_for("startup", 2)
+        assert requests_in(server.get("/metrics").body, "/pid") == 0
 
 
 def test_a_changed_file_reloads_the_app(tmp_path):

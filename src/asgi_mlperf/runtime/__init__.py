@@ -9,7 +9,8 @@ from asgi_mlperf.health import Readiness
 from asgi_mlperf.runtime.calls import inference, warmed_up, warmed_up_stock
 from asgi_mlperf.runtime.garbage import garbage
 from asgi_mlperf.runtime.process import Publisher, process_of
-from asgi_mlperf.runtime.serving import endpoints_of, published, served, telemetry, without_the_apps_own
+from asgi_mlperf.runtime.serving import endpoints_of, published, served, without_the_apps_own
+from asgi_mlperf.runtime.telemetry import telemetry
 from asgi_mlperf.runtime.threads import caps_openers, native_threads, self_checked
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ async def running(
         telemetry(process, app) as metrics,
         native_threads(process) as caps,
         inference(process, pools, caps, metrics) as engine,
-        published(process, publisher, engine, endpoints_of(settings, readiness, metrics)) as endpoints,
+        published(process, publisher, engine, endpoints_of(process, readiness, metrics)) as endpoints,
         own_lifespan(app) as state,
         warmed_up(engine, caps, warm_ups),
         self_checked(process, caps, metrics),

@@ -3,51 +3,37 @@
 from __future__ import annotations
 
 import logging
-from contextlib import asynccontextmanager, nullcontext
-from dataclasses import asdict
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.health import Readiness, draining_on_signals
 from asgi_mlperf.hooks import Serving
-from asgi_mlperf.telemetry.exposition import Exposition
-from asgi_mlperf.telemetry.loop_lag import LoopLag
-from asgi_mlperf.telemetry.metrics import Metrics
+from asgi_mlperf.runtime.telemetry import measured_lag, scrapes
 from asgi_mlperf.telemetry.routes import templates_of
-from asgi_mlperf.telemetry.workers import workers_end
 from asgi_mlperf.wire.responses import JSONSettings, json_settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from contextlib import AbstractContextManager
 
     from starlette.types import ASGIApp
 
     from asgi_mlperf.hooks import Closer, Opener
     from asgi_mlperf.inference.engine import Engine
     from asgi_mlperf.runtime.process import Process, Publisher
-    from asgi_mlperf.settings import Settings
+    from asgi_mlperf.telemetry.metrics import Metrics
 
 log = logging.getLogger("asgi_mlperf")
 
 
-@asynccontextmanager
-async def telemetry(process: Process, app: Any) -> AsyncIterator[Metrics]:
-    """Measure inside this block."""
-    metrics = Metrics(process.settings.metrics, traffic=process.traffic, app=app)
-    with process.pauses.watching(), workers_end():
-        yield metrics
-
-
-def endpoints_of(settings: Settings, readiness: Readiness, metrics: Metrics) -> dict[str, ASGIApp]:
+def endpoints_of(process: Process, readiness: Readiness, metrics: Metrics) -> dict[str, ASGIApp]:
     """Return the paths that the plugin answers itself."""
-    endpoints: dict[str, ASGIApp] = {
-        settings.health.live_path: readiness.live,
-        settings.health.ready_path: readiness.ready,
+    settings = process.settings.health
+    return {
+        settings.live_path: readiness.live,
+        settings.ready_path: readiness.ready,
+        **scrapes(process, metrics),
     }
-    if settings.metrics.enabled:
-        endpoints[settings.metrics.path] = Exposition(settings.metrics, metrics)
-    return endpoints
 
 
 def without_the_apps_own(endpoints: dict[str, ASGIApp], app: Any) -> dict[str, ASGIApp]:
@@ -82,6 +68,7 @@ async def served(
     """Serve requests inside this block; then let what runs finish within the drain time."""
     settings = process.settings
     drain_s = settings.health.drain_ms / 1000
+    metrics.ready(lambda: not readiness.reasons)
     if settings.json != JSONSettings():
         openers = (*openers, partial(json_settings.set, settings.json))
     serving = Serving(
@@ -99,7 +86,7 @@ async def served(
     try:
         with (
             publisher.serving(process.loop, serving),
-            _measured_lag(process, metrics),
+            measured_lag(process, metrics),
             readiness.checking(engine.stuck),
             draining_on_signals(readiness, drain),
             readiness.serving(),
@@ -107,22 +94,3 @@ async def served(
             yield
     finally:
         await engine.drain(drain_s)
-
-
-def _measured_lag(process: Process, metrics: Metrics) -> AbstractContextManager[None]:
-    if not process.settings.metrics.enabled:
-        return nullcontext()
-
-    def on_tick() -> None:
-        for pause in process.pauses.drain():
-            metrics.garbage.paused(pause.generation, pause.where, pause.seconds, pause.freed)
-        metrics.garbage.spent(process.pauses.total_seconds, now=process.clock())
-        metrics.garbage.stands(**asdict(process.pauses.state))
-
-    return LoopLag(
-        process.loop,
-        gc_seconds=lambda: process.pauses.total_seconds,
-        by_gc=metrics.loop_lag.labels("gc"),
-        by_other=metrics.loop_lag.labels("other"),
-        on_tick=on_tick,
-    ).measuring()

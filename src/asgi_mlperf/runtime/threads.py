@@ -94,5 +94,5 @@ async def self_checked(
     if caps is None or not process.settings.threads.self_check:
         yield
         return
-    with checking(caps, lambda library, count: metrics.native_threads.labels(library).set(count)):
+    with checking(caps, lambda library, count: metrics.native_threads(library).set(count)):
         yield

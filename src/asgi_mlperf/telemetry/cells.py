@@ -5,17 +5,19 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Protocol
 
-from prometheus_client import Histogram
 from prometheus_client.registry import Collector
 
 from asgi_mlperf.telemetry.tallies import family_of, text_of_bounds
-from asgi_mlperf.telemetry.workers import of_process, several_processes
+from asgi_mlperf.telemetry.workers import several_processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
+
+    from asgi_mlperf.hooks import Observer
+    from asgi_mlperf.telemetry.instruments import Instruments
 
 SIZES = (100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
 _LABELS = ("http_request_method", "http_route", "http_response_status_code")
@@ -43,9 +45,11 @@ class Cells(Protocol):
         """Return a new cell for labels that have none."""
 
 
-def cells(bounds: tuple[float, ...], registry: CollectorRegistry) -> Cells:
-    """Return what counts durations within ``bounds`` (seconds) and sizes, shown in ``registry``."""
-    return _FileCells(bounds, registry) if several_processes() else _MemoryCells(bounds, registry)
+def cells(bounds: tuple[float, ...], instruments: Instruments) -> Cells:
+    """Return what counts durations within ``bounds`` (seconds) and sizes, shown with ``instruments``."""
+    if several_processes():
+        return _FileCells(bounds, instruments)
+    return _MemoryCells(bounds, instruments.registry)
 
 
 class _MemoryCell:
@@ -100,7 +104,7 @@ class _FileCell:
 
     __slots__ = ("_durations", "_received", "_sent")
 
-    def __init__(self, durations: Histogram, received: Histogram, sent: Histogram) -> None:
+    def __init__(self, durations: Observer, received: Observer, sent: Observer) -> None:
         self._durations = durations
         self._received = received
         self._sent = sent
@@ -112,13 +116,11 @@ class _FileCell:
 
 
 class _FileCells:
-    def __init__(self, bounds: tuple[float, ...], registry: CollectorRegistry) -> None:
-        def made(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            made = of_process(name, lambda: Histogram(name, text, _LABELS, buckets=buckets, registry=None))
-            registry.register(made)
-            return made
-
-        self._families = made(*_DURATION, bounds), made(*_RECEIVED, SIZES), made(*_SENT, SIZES)
+    def __init__(self, bounds: tuple[float, ...], instruments: Instruments) -> None:
+        self._families = [
+            instruments.histogram(*name, _LABELS, buckets)
+            for name, buckets in ((_DURATION, bounds), (_RECEIVED, SIZES), (_SENT, SIZES))
+        ]
 
     def cell(self, labels: Labels) -> Cell:
         durations, received, sent = (family.labels(*labels) for family in self._families)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
-
-from prometheus_client import Counter, Gauge, Histogram
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    from asgi_mlperf.telemetry.instruments import Instruments
 
 _PAUSES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _SHARE_OVER_S = 60.0
@@ -17,36 +15,33 @@ _SHARE_OVER_S = 60.0
 class GarbageSeries:
     """The series of the garbage collector; everything is told to them from the event loop."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        """Create the series in ``registry``."""
-        self._pause = Histogram(
+    def __init__(self, instruments: Instruments) -> None:
+        """Create the series."""
+        self._pause = instruments.histogram(
             "asgi_mlperf_gc_pause_seconds",
             "Pauses of the garbage collector, and whether they fell into a request.",
             ("generation", "where"),
-            buckets=_PAUSES,
-            registry=registry,
+            _PAUSES,
         )
-        self._freed = Counter(
-            "asgi_mlperf_gc_freed_objects",
-            "Objects that the garbage collector freed.",
-            ("generation",),
-            registry=registry,
+        self._freed = instruments.counter(
+            "asgi_mlperf_gc_freed_objects", "Objects that the garbage collector freed.", ("generation",)
         )
-        self._openings = Counter(
+        self._openings = instruments.counter(
             "asgi_mlperf_gc_valve_openings",
             "Times that CPython's own automatic collection was re-armed, by reason.",
             ("reason",),
-            registry=registry,
         )
-        self._share = self._gauge(
-            registry, "gc_share_ratio", "Share of wall time in collections, over about a minute.", "livemax"
-        )
-        self._deferred = self._gauge(
-            registry, "gc_deferred_seconds", "How long a full collection has been due.", "livemax"
-        )
-        self._frozen = self._gauge(
-            registry, "gc_frozen_objects", "Objects kept out of collections, at the last freeze.", "livesum"
-        )
+        self._share = instruments.gauge(
+            "asgi_mlperf_gc_share_ratio",
+            "Share of wall time in collections, over about a minute.",
+            mode="livemax",
+        )()
+        self._deferred = instruments.gauge(
+            "asgi_mlperf_gc_deferred_seconds", "How long a full collection has been due.", mode="livemax"
+        )()
+        self._frozen = instruments.gauge(
+            "asgi_mlperf_gc_frozen_objects", "Objects kept out of collections, at the last freeze."
+        )()
         self._told: dict[str, int] = {}
         self._seen_at: float | None = None
         self._seen_seconds = self._smoothed = 0.0
@@ -72,9 +67,3 @@ class GarbageSeries:
             self._smoothed += weight * ((seconds - self._seen_seconds) / interval - self._smoothed)
         self._seen_at, self._seen_seconds = now, seconds
         self._share.set(self._smoothed)
-
-    @staticmethod
-    def _gauge(
-        registry: CollectorRegistry, name: str, text: str, mode: Literal["livemax", "livesum"]
-    ) -> Gauge:
-        return Gauge(f"asgi_mlperf_{name}", text, registry=registry, multiprocess_mode=mode)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
 from asgi_mlperf.hooks import PoolObservers
 from asgi_mlperf.telemetry.garbage import GarbageSeries
+from asgi_mlperf.telemetry.instruments import Instruments
 from asgi_mlperf.telemetry.requests import RequestSeries
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from asgi_mlperf.hooks import Traffic
     from asgi_mlperf.telemetry.settings import MetricsSettings
 
@@ -23,74 +24,76 @@ class Metrics:
 
     def __init__(self, settings: MetricsSettings, *, traffic: Traffic, app: Any) -> None:
         """Create every series in a new registry; ``app`` is where route templates come from."""
-        self.registry = registry = CollectorRegistry()
-        self.requests = RequestSeries(settings, traffic=traffic, app=app, registry=registry)
-        self.garbage = GarbageSeries(registry)
-        self.loop_lag = Histogram(
+        self.instruments = made = Instruments()
+        self.registry = made.registry
+        self._writers: list[Callable[[], None]] = []
+        self.requests = RequestSeries(settings, traffic=traffic, app=app, instruments=made)
+        self.garbage = GarbageSeries(made)
+        self.loop_lag = made.histogram(
             "asgi_mlperf_event_loop_lag_seconds",
             "How late the event loop came back, because of the garbage collector or of anything else.",
             ("cause",),
-            buckets=_FINE,
-            registry=registry,
+            _FINE,
         )
-        self._queue = Histogram(
-            "asgi_mlperf_inference_queue_seconds",
-            "Time from a model call to its start.",
-            ("pool",),
-            buckets=_FINE,
-            registry=registry,
+        self._queue = made.histogram(
+            "asgi_mlperf_inference_queue_seconds", "Time from a model call to its start.", ("pool",), _FINE
         )
-        self._run = Histogram(
-            "asgi_mlperf_inference_run_seconds",
-            "Run time of a model call or batch.",
-            ("pool",),
-            buckets=_FINE,
-            registry=registry,
+        self._run = made.histogram(
+            "asgi_mlperf_inference_run_seconds", "Run time of a model call or batch.", ("pool",), _FINE
         )
-        self._queue_length = Gauge(
-            "asgi_mlperf_inference_queue_length",
-            "Model calls and batches that wait for a slot.",
-            ("pool",),
-            registry=registry,
-            multiprocess_mode="livesum",
+        self._queue_length = made.gauge(
+            "asgi_mlperf_inference_queue_length", "Model calls and batches that wait for a slot.", ("pool",)
         )
-        self._running = Gauge(
+        self._running = made.gauge(
             "asgi_mlperf_inference_running",
             "Model calls and batches that run, their callers waiting or not.",
             ("pool",),
-            registry=registry,
-            multiprocess_mode="livesum",
         )
-        self._abandoned = Counter(
+        self._abandoned = made.counter(
             "asgi_mlperf_inference_abandoned",
             "Model calls whose caller stopped waiting, by reason.",
             ("pool", "reason"),
-            registry=registry,
         )
-        self._refused = Counter(
-            "asgi_mlperf_refused",
-            "Model calls refused, by reason.",
-            ("pool", "reason"),
-            registry=registry,
+        self._refused = made.counter(
+            "asgi_mlperf_refused", "Model calls refused, by reason.", ("pool", "reason")
         )
-        self.batch_size = Histogram(
-            "asgi_mlperf_batch_size",
-            "Items per batch.",
-            ("function",),
-            buckets=_SIZES,
-            registry=registry,
-        )
-        self.native_threads = Gauge(
+        self.batch_size = made.histogram("asgi_mlperf_batch_size", "Items per batch.", ("function",), _SIZES)
+        self.native_threads = made.gauge(
             "asgi_mlperf_native_threads",
             "Native threads that an op of the library may use in an inference thread.",
             ("library",),
-            registry=registry,
-            multiprocess_mode="livemax",
+            mode="livemax",
         )
+
+    def host(self, *, cores: float, memory_limit: int | None, rss: Callable[[], int]) -> None:
+        """Show what this worker may use, and what it does use."""
+        made = self.instruments
+        made.gauge("asgi_mlperf_cpu_budget_cores", "CPUs that this worker may use.")().set(cores)
+        if memory_limit is not None:
+            limit = made.gauge(
+                "asgi_mlperf_memory_limit_bytes", "Memory that the container may use.", mode="livemax"
+            )
+            limit().set(memory_limit)
+        self._function("asgi_mlperf_memory_rss_bytes", "Resident memory of this worker.", rss)
+
+    def ready(self, read: Callable[[], bool]) -> None:
+        """Show whether this worker is ready for traffic."""
+        self._function("asgi_mlperf_ready", "Workers that are ready for traffic.", read)
+
+    def write_down(self) -> None:
+        """Note the gauges that are read at a scrape, where other workers may be the ones scraped."""
+        for write in self._writers:
+            write()
+
+    def _function(self, name: str, text: str, read: Callable[[], float]) -> None:
+        write = self.instruments.function(name, text, read)
+        if write is not None:
+            write()
+            self._writers.append(write)
 
     def pool(self, name: str) -> PoolObservers:
         """Return where the measurements of the pool ``name`` go."""
-        queue_length, running = self._queue_length.labels(name), self._running.labels(name)
+        queue_length, running = self._queue_length(name), self._running(name)
         refused, abandoned = self._refused, self._abandoned
         return PoolObservers(
             wait=self._queue.labels(name),

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import Gauge
-
 from asgi_mlperf.telemetry.cells import cells
 from asgi_mlperf.telemetry.routes import RouteTemplates
-from asgi_mlperf.telemetry.tallies import histogram
-from asgi_mlperf.telemetry.workers import of_process, several_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from prometheus_client import CollectorRegistry
-
     from asgi_mlperf.hooks import Closer, Exchange, Opener, Traffic
     from asgi_mlperf.telemetry.cells import Cell
+    from asgi_mlperf.telemetry.instruments import Instruments
     from asgi_mlperf.telemetry.settings import MetricsSettings
 
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
@@ -43,46 +38,42 @@ class RequestSeries:
     """
 
     def __init__(
-        self, settings: MetricsSettings, *, traffic: Traffic, app: Any, registry: CollectorRegistry
+        self, settings: MetricsSettings, *, traffic: Traffic, app: Any, instruments: Instruments
     ) -> None:
-        """Create the series in ``registry``; ``app`` is where route templates come from."""
+        """Create the series; ``app`` is where route templates come from."""
         # With what they stand for, so that no id is used again.
         self._taken: dict[tuple[int, int, int, str, int], tuple[Cell, Any]] = {}
         self._cells: dict[tuple[str, str, int], Cell] = {}
         self._templates = RouteTemplates(app)
         self._excluded = frozenset(settings.exclude)
-        self._made = cells(settings.request_buckets, registry)
-        self._first_byte = histogram(
+        self._made = cells(settings.request_buckets, instruments)
+        self._first_byte = instruments.histogram(
             "asgi_mlperf_first_byte_seconds",
             "Time from the first look at a request to the first byte of its streamed response.",
             ("http_route",),
             settings.request_buckets,
-            registry,
         )
-        self._background = histogram(
+        self._background = instruments.histogram(
             "asgi_mlperf_background_seconds",
             "Time that the app went on after the response, in background tasks above all.",
             ("http_route",),
             settings.request_buckets,
-            registry,
         )
         self.openers: tuple[Opener, ...] = ()
         self.closers: tuple[Closer, ...] = ()
         self.afterwards: tuple[Callable[[Exchange, float], None], ...] = ()
-        self._count_active(traffic, registry)
+        self._count_active(traffic, instruments)
         if settings.enabled:
             self.closers += (self._ended,)
             self.afterwards = (self._went_on,)
 
-    def _count_active(self, traffic: Traffic, registry: CollectorRegistry) -> None:
-        name, text = "http_server_active_requests", "Requests in flight."
-        if several_processes():
-            gauge = of_process(name, lambda: Gauge(name, text, registry=None, multiprocess_mode="livesum"))
-            registry.register(gauge)
-            self.openers = (gauge.inc,)
-            self.closers = (lambda _: gauge.dec(),)
-        else:
-            Gauge(name, text, registry=registry).set_function(lambda: traffic.in_flight)
+    def _count_active(self, traffic: Traffic, instruments: Instruments) -> None:
+        write = instruments.function(
+            "http_server_active_requests", "Requests in flight.", lambda: traffic.in_flight
+        )
+        if write is not None:
+            self.openers = (write,)
+            self.closers = (lambda _: write(),)
 
     def _ended(self, exchange: Exchange) -> None:
         scope = exchange.scope

@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import NoDecode
 
 from asgi_mlperf.telemetry.presets import INSTRUMENTATOR_BOUNDS
@@ -44,6 +44,19 @@ class MetricsSettings(BaseModel):
         default="otel",
         description="names, labels and buckets of the request series: OpenTelemetry's, or those of "
         "prometheus-fastapi-instrumentator",
+    )
+    token: SecretStr | None = Field(
+        default=None, min_length=1, description="what scrapers must send as `Authorization: Bearer …`"
+    )
+    port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_535,
+        description="serve the metrics on ports of their own instead, the workers on this one and the next",
+    )
+    host: str = Field(default="0.0.0.0", description="address that `PORT` is opened on")  # noqa: S104 - asked for
+    cache_ms: int = Field(
+        default=0, ge=0, le=60_000, description="how long a rendered page is kept for other scrapers"
     )
 
     @property

@@ -4,48 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from itertools import accumulate
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from prometheus_client import Histogram
 from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
-
-from asgi_mlperf.telemetry.workers import of_process, several_processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
-
-    from asgi_mlperf.hooks import Observer
-
-
-class Labelled(Protocol):
-    """A histogram with labels: gives the observer of one set of label values."""
-
-    def labels(self, *values: str) -> Observer:
-        """Return what observes for these label values, the same each time."""
-
-
-def histogram(
-    name: str, text: str, labels: Sequence[str], bounds: Sequence[float], registry: CollectorRegistry
-) -> Labelled:
-    """Return a histogram that is only told of measurements from the event loop.
-
-    Where the metrics of several processes are added up, it is prometheus-client's own, whose counts outlive
-    the process.
-    """
-    if not several_processes():
-        return Tallies(name, text, labels, bounds, registry)
-
-    def make() -> Histogram:
-        return Histogram(name, text, labels, buckets=bounds, registry=None)
-
-    shared = of_process(name, make)
-    registry.register(shared)
-    return shared
 
 
 class Tally:
