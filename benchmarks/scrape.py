@@ -96,7 +96,7 @@ async def measure(series: int, scrapes: int, slots: int) -> None:
     things = Gauge("things", "Things by number.", ["number", "kind"])
     for number in range(series):
         things.labels(str(number), "of some kind").set(number)
-    plugin, app = Plugin(Settings(pool={"threads": slots})), Starlette()
+    plugin, app = Plugin(Settings(pool={"threads": slots}, gc={"mode": "off"})), Starlette()
     plugin.install(app)
     async with plugin.lifespan(app):
         await scraped(app, b"")

@@ -20,6 +20,7 @@ from asgi_mlperf.inference.deadlines import time_left
 from asgi_mlperf.middleware import PerfMiddleware
 from asgi_mlperf.plugin import Plugin
 from asgi_mlperf.settings import Settings
+from asgi_mlperf.telemetry.request_ids import add_request_id, current_request_id
 from asgi_mlperf.wire import ORJSONResponse, ORJSONStreamingResponse, TensorResponse
 
 __all__ = [
@@ -41,5 +42,7 @@ __all__ = [
     "Settings",
     "TensorResponse",
     "UnserializableError",
+    "add_request_id",
+    "current_request_id",
     "time_left",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from asgi_mlperf.read_ahead import ReadAhead
 
@@ -34,6 +34,18 @@ class Traffic:
         self.in_flight = 0
 
 
+class Notes:
+    """What is known of some requests only: formats and seconds of encodings, and telemetry's own."""
+
+    __slots__ = ("account", "encodings", "request_id")
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.encodings: tuple[tuple[str, float], ...] = ()
+        self.request_id = ""
+        self.account: Any = None
+
+
 class Exchange:
     """One HTTP request and its response, from the first look to the final body message.
 
@@ -41,7 +53,8 @@ class Exchange:
     exception, 499 after the client left. ``root_path`` is the one the app was called with; mounts on the
     way change the one in the scope. ``started_at``, ``streamed_at`` (the first byte of a streamed response)
     and ``ended_at`` are seconds on the runtime's clock, 0 until they are known; ``received_bytes`` are those
-    of the request's body that the app has taken, ``sent_bytes`` those of the response's body.
+    of the request's body that the app has taken, ``sent_bytes`` those of the response's body. ``notes``
+    is None for a request of which there is nothing more to say.
     """
 
     __slots__ = (
@@ -53,6 +66,7 @@ class Exchange:
         "_start",
         "ended",
         "ended_at",
+        "notes",
         "received_bytes",
         "root_path",
         "scope",
@@ -74,6 +88,7 @@ class Exchange:
         self._send = send
         self._serving = serving
         self._ahead: ReadAhead | None = None
+        self.notes: Notes | None = None
         serving.traffic.in_flight += 1
         self.started_at = serving.clock()
 
@@ -126,6 +141,17 @@ class Exchange:
         """Whether the app is sending and listening at once, and will cancel what it does by itself."""
         return self.status != 0 and self._ahead is not None and self._ahead.app_is_waiting
 
+    def encoded(self, format_: str, seconds: float) -> None:
+        """Note what it took to encode the response; in any thread."""
+        notes = self.noted()
+        notes.encodings = (*notes.encodings, (format_, seconds))
+
+    def noted(self) -> Notes:
+        """Return the notes on this request, begun if there are none."""
+        if self.notes is None:
+            self.notes = Notes()
+        return self.notes
+
     def close(self) -> None:
         """Let the app have returned: nothing is read for this request any more."""
         if not self.ended:
@@ -164,6 +190,8 @@ class Exchange:
         if message["type"] == "http.response.start":
             self._start = message
             self.status = message["status"]
+            for starter in self._serving.starters:
+                message = starter(self, message)
             return self._send(message)  # not awaited here: a coroutine less in every request
         return self._send_body(message)
 
@@ -218,6 +246,10 @@ class Served(Protocol):
     @property
     def closers(self) -> tuple[Closer, ...]:
         """What to call at the end."""
+
+    @property
+    def starters(self) -> tuple[Callable[[Exchange, Message], Message], ...]:
+        """What may change the start of the response."""
 
     @property
     def afterwards(self) -> tuple[Callable[[Exchange, float], None], ...]:

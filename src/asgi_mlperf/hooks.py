@@ -11,12 +11,13 @@ from asgi_mlperf.exchange import Closer, Exchange, Opener, Traffic, current_exch
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from starlette.types import ASGIApp, Scope
+    from starlette.types import ASGIApp, Message, Scope
 
 __all__ = [
     "Clock",
     "Closer",
     "Exchange",
+    "ModelCall",
     "Observer",
     "Opener",
     "PoolObservers",
@@ -37,10 +38,28 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelCall:
+    """One model call that is over for its caller: result, error or given up.
+
+    Times are seconds on the runtime's clock; ``started_at`` is 0 if it never started. ``batch_size`` is 0 for
+    a call that was not batched; ``behind`` says what ran and waited when it had to wait, else nothing.
+    """
+
+    name: str
+    pool: str
+    queued_at: float
+    started_at: float
+    ended_at: float
+    batch_size: int
+    behind: str
+
+
+@dataclass(frozen=True, slots=True)
 class PoolObservers:
     """Where a pool's measurements go.
 
-    Seconds waited and run, calls waiting and running, and calls refused or abandoned, by reason.
+    Seconds waited and run, calls waiting and running, and calls refused or abandoned, by reason;
+    ``called`` is told of each call, in its caller's context, where anybody wants to know.
     """
 
     wait: Observer
@@ -49,6 +68,7 @@ class PoolObservers:
     running: Callable[[int], None]
     refused: Callable[[str], None]
     abandoned: Callable[[str], None]
+    called: Callable[[ModelCall], None] | None = None
 
 
 _ANSWERED = frozenset({"GET", "HEAD"})
@@ -63,6 +83,7 @@ class Serving:
     endpoints: Mapping[str, ASGIApp]
     openers: tuple[Opener, ...] = ()
     closers: tuple[Closer, ...] = ()
+    starters: tuple[Callable[[Exchange, Message], Message], ...] = ()
     afterwards: tuple[Callable[[Exchange, float], None], ...] = ()
 
     def endpoint(self, scope: Scope) -> ASGIApp | None:

@@ -19,6 +19,7 @@ from asgi_mlperf.host.threads import ThreadSettings
 from asgi_mlperf.inference.batching import BatchingSettings
 from asgi_mlperf.inference.gate import PoolSettings
 from asgi_mlperf.telemetry.settings import MetricsSettings
+from asgi_mlperf.telemetry.tracing import TracingSettings
 from asgi_mlperf.wire.responses import JSONSettings
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ with warnings.catch_warnings():
         batching: BatchingSettings = BatchingSettings()
         json: JSONSettings = JSONSettings()  # type: ignore[assignment] # see above
         metrics: MetricsSettings = MetricsSettings()
+        tracing: TracingSettings = TracingSettings()
         health: HealthSettings = HealthSettings()
 
         @model_validator(mode="after")

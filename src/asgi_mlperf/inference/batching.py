@@ -67,6 +67,8 @@ class Batch:
         self._items = self._batcher.take(now)
         if not self._items:
             return None
+        for item in self._items:
+            item.started_at, item.batch_size = now, len(self._items)
         self.seat.deadline = max(item.deadline for item in self._items)
         return partial(_call, self._batcher.func, [item.value for item in self._items], self.seat)
 

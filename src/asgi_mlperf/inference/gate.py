@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from asgi_mlperf.exceptions import DeadlineExceeded, Overloaded
-from asgi_mlperf.hooks import current_exchange
+from asgi_mlperf.hooks import ModelCall, current_exchange
 from asgi_mlperf.inference.admission import Admission, Refusal, ServiceTime, Turn, Waiting
 from asgi_mlperf.inference.deadlines import clock, current_deadline, deadline_of
 
@@ -139,12 +139,37 @@ class Gate(abc.ABC, Generic[Work]):
                 self.observers.queue_length(len(self._admission))
 
     async def result(self, waiter: Waiter) -> Any:
-        """Wait for one result; what is given up is counted."""
+        """Wait for one result; what is given up is counted, and who wants to know is told how it went."""
+        called = self.observers.called
+        if called is not None and not waiter.started_at:
+            waiter.behind = self.ahead()
         try:
             return await waiter.wait()
         finally:
             if waiter.reason:
                 self.observers.abandoned(waiter.reason)
+            if called is not None:
+                called(self._account(waiter))
+
+    def ahead(self) -> str:
+        """Say what runs and waits before a call that comes now; nothing if a slot is free."""
+        if self._admission.running < self._admission.slots:
+            return ""
+        return f"{self._in_slots()}, {len(self._admission)} waiting"
+
+    def _in_slots(self) -> str:
+        return f"{self._admission.running} running"
+
+    def _account(self, waiter: Waiter) -> ModelCall:
+        return ModelCall(
+            name=waiter.name,
+            pool=self.name,
+            queued_at=waiter.queued_at,
+            started_at=waiter.started_at,
+            ended_at=clock(),
+            batch_size=waiter.batch_size,
+            behind=waiter.behind,
+        )
 
     def deadline(self, now: float, timeout_s: float | None, what: str) -> float:
         """Return a call's deadline: the nearest of its own, the request's and the one it is made under."""

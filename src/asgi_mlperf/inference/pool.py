@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections import Counter
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,10 @@ class Pool(Gate[Work]):
             return None
         work, started = min(self._running.items(), key=lambda entry: entry[1])
         return f"{self.name} is stuck: {work.name} runs for {now - started:.0f} s{where(work.seat.thread)}"
+
+    def _in_slots(self) -> str:
+        names = Counter(work.name for work in self._running)
+        return ", ".join(f"{count} of {name}" for name, count in names.items()) + " running"
 
     def _start(self, work: Work) -> None:
         started = clock()

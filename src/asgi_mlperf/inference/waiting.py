@@ -29,14 +29,26 @@ _OVER = _Over()
 class Waiter:
     """One caller and its future; ``name`` is what it waits for, ``deadline`` is on the pool's clock."""
 
-    __slots__ = ("deadline", "future", "left", "name", "queued_at", "reason")
+    __slots__ = (
+        "batch_size",
+        "behind",
+        "deadline",
+        "future",
+        "left",
+        "name",
+        "queued_at",
+        "reason",
+        "started_at",
+    )
 
     def __init__(self, name: str, *, queued_at: float, deadline: float) -> None:
         """Begin to wait at ``queued_at``."""
         self.name = name
         self.queued_at = queued_at
         self.deadline = deadline
-        self.reason = ""
+        self.reason = self.behind = ""
+        self.started_at = 0.0
+        self.batch_size = 0
         self.left = False
         self.future: asyncio.Future[Any] | _Over = asyncio.get_running_loop().create_future()
 

@@ -95,8 +95,9 @@ class Call(Waiter):
         self.service = service
         self.seat = Seat(pool, deadline)
 
-    def begin(self, now: float) -> Callable[[], Any] | None:  # noqa: ARG002 - part of Work
+    def begin(self, now: float) -> Callable[[], Any] | None:
         """Run the call, unless nobody waits for it any more."""
+        self.started_at = now
         return None if self.future.done() or self.left else partial(_call, self._func, self._args, self.seat)
 
     def waited(self, now: float) -> Iterable[float]:

@@ -38,7 +38,7 @@ async def running(
     """
     process, readiness = await process_of(settings), Readiness()
     async with (
-        telemetry(process, app) as metrics,
+        telemetry(process, app) as (metrics, told),
         native_threads(process) as caps,
         inference(process, pools, caps, metrics) as engine,
         published(process, publisher, engine, endpoints_of(process, readiness, metrics)) as endpoints,
@@ -51,6 +51,7 @@ async def running(
             publisher,
             engine,
             metrics,
+            told,
             readiness,
             without_the_apps_own(endpoints, app),
             caps_openers(caps),

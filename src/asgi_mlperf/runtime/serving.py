@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from asgi_mlperf.hooks import Closer, Opener
     from asgi_mlperf.inference.engine import Engine
     from asgi_mlperf.runtime.process import Process, Publisher
+    from asgi_mlperf.runtime.tracing import Tracing
     from asgi_mlperf.telemetry.metrics import Metrics
 
 log = logging.getLogger("asgi_mlperf")
@@ -60,6 +61,7 @@ async def served(
     publisher: Publisher,
     engine: Engine,
     metrics: Metrics,
+    told: Tracing,
     readiness: Readiness,
     endpoints: dict[str, ASGIApp],
     openers: tuple[Opener, ...],
@@ -76,7 +78,8 @@ async def served(
         traffic=process.traffic,
         endpoints=endpoints,
         openers=(*openers, *metrics.requests.openers),
-        closers=(*closers, *metrics.requests.closers),
+        closers=(*closers, *metrics.requests.closers, *told.closers),
+        starters=told.starters,
         afterwards=metrics.requests.afterwards,
     )
 
@@ -86,7 +89,7 @@ async def served(
     try:
         with (
             publisher.serving(process.loop, serving),
-            measured_lag(process, metrics),
+            measured_lag(process, metrics, told),
             readiness.checking(engine.stuck),
             draining_on_signals(readiness, drain),
             readiness.serving(),

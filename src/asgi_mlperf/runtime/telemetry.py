@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.host.memory import resident_memory
 from asgi_mlperf.runtime.process import left_off_loop, off_loop
+from asgi_mlperf.runtime.tracing import Noted, Tracing, tracing
 from asgi_mlperf.telemetry.exposition import Exposition
 from asgi_mlperf.telemetry.loop_lag import LoopLag
 from asgi_mlperf.telemetry.metrics import Metrics
@@ -16,7 +17,7 @@ from asgi_mlperf.telemetry.rendering import Renderer
 from asgi_mlperf.telemetry.workers import WorkerFiles, several_processes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from contextlib import AbstractContextManager
 
     from starlette.types import ASGIApp
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def telemetry(process: Process, app: Any) -> AsyncIterator[Metrics]:
-    """Measure inside this block."""
+async def telemetry(process: Process, app: Any) -> AsyncIterator[tuple[Metrics, Tracing]]:
+    """Measure, and trace what is asked for, inside this block."""
     settings = process.settings.metrics
     if settings.enabled and several_processes():
         await off_loop(WorkerFiles().begin)
@@ -34,12 +35,14 @@ async def telemetry(process: Process, app: Any) -> AsyncIterator[Metrics]:
         metrics = Metrics(settings, traffic=process.traffic, app=app)
         stack.callback(metrics.instruments.close)
         stack.enter_context(process.pauses.watching())
+        told = stack.enter_context(tracing(process, metrics.requests.route_of))
+        metrics.called = told.called
         if settings.enabled:
             rss = stack.enter_context(resident_memory())
             metrics.host(cores=process.budget.per_worker, memory_limit=process.memory_limit, rss=rss)
         if settings.enabled and settings.port is not None:
             await stack.enter_async_context(left_off_loop(_own_port(process, metrics, settings.port)))
-        yield metrics
+        yield metrics, told
 
 
 def scrapes(process: Process, metrics: Metrics) -> dict[str, ASGIApp]:
@@ -51,10 +54,12 @@ def scrapes(process: Process, metrics: Metrics) -> dict[str, ASGIApp]:
     return {settings.path: Exposition(renderer, token=_token(process))}
 
 
-def measured_lag(process: Process, metrics: Metrics) -> AbstractContextManager[None]:
+@contextmanager
+def measured_lag(process: Process, metrics: Metrics, told: Tracing) -> Iterator[None]:
     """Measure inside this block how late the event loop is, and with it what is only noted elsewhere."""
-    if not process.settings.metrics.enabled:
-        return nullcontext()
+    if not process.settings.metrics.enabled and told.lag is None:
+        yield
+        return
 
     def on_tick() -> None:
         for pause in process.pauses.drain():
@@ -63,13 +68,17 @@ def measured_lag(process: Process, metrics: Metrics) -> AbstractContextManager[N
         metrics.garbage.stands(**asdict(process.pauses.state))
         metrics.write_down()
 
-    return LoopLag(
+    by_other = metrics.loop_lag.labels("other")
+    lag = LoopLag(
         process.loop,
         gc_seconds=lambda: process.pauses.total_seconds,
         by_gc=metrics.loop_lag.labels("gc"),
-        by_other=metrics.loop_lag.labels("other"),
+        by_other=by_other if told.lag is None else Noted(by_other, told.lag, process.clock),
         on_tick=on_tick,
-    ).measuring()
+    )
+    told.loop_lag = lag
+    with lag.measuring():
+        yield
 
 
 def _own_port(process: Process, metrics: Metrics, first: int) -> AbstractContextManager[int | None]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client.registry import Collector
 
+from asgi_mlperf.telemetry.files import FileTally, Named
 from asgi_mlperf.telemetry.tallies import family_of, text_of_bounds
 from asgi_mlperf.telemetry.workers import several_processes
 
@@ -100,7 +101,7 @@ class _MemoryCells(Collector):
 
 
 class _FileCell:
-    """Counts in prometheus-client's files, which outlive the process."""
+    """Counts in a file, which outlives the process."""
 
     __slots__ = ("_durations", "_received", "_sent")
 
@@ -117,11 +118,15 @@ class _FileCell:
 
 class _FileCells:
     def __init__(self, bounds: tuple[float, ...], instruments: Instruments) -> None:
-        self._families = [
-            instruments.histogram(*name, _LABELS, buckets)
-            for name, buckets in ((_DURATION, bounds), (_RECEIVED, SIZES), (_SENT, SIZES))
-        ]
+        self._bounds = bounds
+        self._file = instruments.file("histogram", keep=True)
+        instruments.registry.register(
+            Named(*(family_of(*name, _LABELS, (), ()) for name in (_DURATION, _RECEIVED, _SENT)))
+        )
 
     def cell(self, labels: Labels) -> Cell:
-        durations, received, sent = (family.labels(*labels) for family in self._families)
+        durations, received, sent = (
+            FileTally(self._file, *name, _LABELS, labels, bounds)
+            for name, bounds in ((_DURATION, self._bounds), (_RECEIVED, SIZES), (_SENT, SIZES))
+        )
         return _FileCell(durations, received, sent)

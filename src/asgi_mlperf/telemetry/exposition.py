@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from asgi_mlperf.telemetry.access import may_read
 from asgi_mlperf.telemetry.rendering import Wanted
+from asgi_mlperf.telemetry.turns import short_turns
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -56,7 +57,8 @@ class Exposition:
         try:
             async with self._turn:
                 del self._next[wanted]  # who comes from now on wants what happens from now on
-                return await anyio.to_thread.run_sync(self._renderer.page, wanted, limiter=self._limiter)
+                with short_turns():  # from here on: who waits for a turn already waits out the old one
+                    return await anyio.to_thread.run_sync(self._renderer.page, wanted, limiter=self._limiter)
         except BaseException:
             self._next.pop(wanted, None)
             raise

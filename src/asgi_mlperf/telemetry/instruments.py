@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from asgi_mlperf.telemetry.files import File
 from asgi_mlperf.telemetry.tallies import Tallies
 from asgi_mlperf.telemetry.workers import several_processes
 
@@ -57,6 +58,7 @@ class Instruments:
     def __init__(self) -> None:
         """Begin with an empty registry."""
         self.registry = CollectorRegistry()
+        self._files: list[tuple[File, bool]] = []
         self._parts: dict[tuple[str, ...], Part] = {}
 
     def histogram(self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> Labelled:
@@ -104,7 +106,15 @@ class Instruments:
         self.registry.register(instrument)
         return instrument
 
+    def file(self, kind: str, *, keep: bool) -> File:
+        """Return a new file of this plugin's own, closed with it; ``keep`` leaves its values there."""
+        file = File(kind)
+        self._files.append((file, keep))
+        return file
+
     def close(self) -> None:
-        """Take this plugin's part out of every gauge."""
+        """Take this plugin's part out of every gauge, and close its files."""
+        for file, keep in self._files:
+            file.close(keep=keep)
         for part in self._parts.values():
             part.set(0.0)

@@ -36,6 +36,10 @@ class LoopLag:
         self._gc_before = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
+    def late_s(self) -> float:
+        """Return by how much the next measurement is overdue, 0 if it is not; from the loop's thread."""
+        return max(0.0, self._loop.time() - self._due) if self._timer is not None else 0.0
+
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Measure inside this block."""
@@ -45,6 +49,7 @@ class LoopLag:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+                self._timer = None
             self._on_tick()
 
     def _schedule(self) -> None:

@@ -12,7 +12,7 @@ from asgi_mlperf.telemetry.requests import RequestSeries
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asgi_mlperf.hooks import Traffic
+    from asgi_mlperf.hooks import ModelCall, Traffic
     from asgi_mlperf.telemetry.settings import MetricsSettings
 
 _FINE = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -26,6 +26,8 @@ class Metrics:
         """Create every series in a new registry; ``app`` is where route templates come from."""
         self.instruments = made = Instruments()
         self.registry = made.registry
+        self.called: Callable[[ModelCall], None] | None = None
+        """Whom pools tell of each call."""
         self._writers: list[Callable[[], None]] = []
         self.requests = RequestSeries(settings, traffic=traffic, app=app, instruments=made)
         self.garbage = GarbageSeries(made)
@@ -101,5 +103,6 @@ class Metrics:
             queue_length=queue_length.set,
             running=running.set,
             abandoned=lambda reason: abandoned.labels(name, reason).inc(),
+            called=self.called,
             refused=lambda reason: refused.labels(name, reason).inc(),
         )

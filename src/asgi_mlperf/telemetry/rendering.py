@@ -12,20 +12,18 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from asgi_mlperf.telemetry.presets import Instrumentator
+from asgi_mlperf.telemetry.turns import short_turns
 from asgi_mlperf.telemetry.workers import WorkerFiles, several_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client.metrics_core import Metric
-    from prometheus_client.samples import Sample
 
     from asgi_mlperf.telemetry.settings import MetricsSettings
 
 _SMALL_BYTES = 1_400
 _GZIP_LEVEL = 4
-_SAMPLES_A_BREATH = 100
-_BREATH_S = 0.0002
 
 
 class Page(NamedTuple):
@@ -77,7 +75,8 @@ class Renderer:
             made_at, page = self._pages.get((content_type, wanted.gzip), (0.0, None))
             if page is None or self._clock() - made_at >= self._cache_s:
                 made_at = self._clock()
-                page = _page(encode(self._source), content_type, compressed=wanted.gzip)
+                with short_turns():
+                    page = _page(encode(self._source), content_type, compressed=wanted.gzip)
                 if self._cache_s:
                     self._pages[content_type, wanted.gzip] = made_at, page
             return page
@@ -98,17 +97,6 @@ def _takes_gzip(accept_encoding: str) -> bool:
     return False
 
 
-class _Breathing(list["Sample"]):
-    """Samples that let the event loop have the interpreter now and then while they are written out."""
-
-    def __iter__(self) -> Iterator[Sample]:
-        for number, sample in enumerate(super().__iter__()):
-            if number % _SAMPLES_A_BREATH == _SAMPLES_A_BREATH - 1:
-                # Without a real sleep the event loop waits a whole switch interval, every time.
-                time.sleep(_BREATH_S)
-            yield sample
-
-
 class _Collected(CollectorRegistry):
     """What a function collects, as a registry."""
 
@@ -117,9 +105,7 @@ class _Collected(CollectorRegistry):
         self._source = source
 
     def collect(self) -> Iterator[Metric]:
-        for family in self._source():
-            family.samples = _Breathing(family.samples)
-            yield family
+        yield from self._source()
 
 
 def _source(settings: MetricsSettings, registry: CollectorRegistry) -> CollectorRegistry:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client import Gauge
+from prometheus_client.metrics_core import GaugeMetricFamily
+
 from asgi_mlperf.telemetry.cells import cells
+from asgi_mlperf.telemetry.files import Named
 from asgi_mlperf.telemetry.routes import RouteTemplates
+from asgi_mlperf.telemetry.workers import several_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
     from asgi_mlperf.telemetry.settings import MetricsSettings
 
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
+ENCODE_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 OTHER = "_OTHER"
 """The label of methods outside the known set, as in OpenTelemetry."""
 
@@ -34,7 +40,8 @@ _EXCLUDED = _Excluded()
 class RequestSeries:
     """Counts each request once, when it ends.
 
-    ``openers``, ``closers`` and ``afterwards`` are what the middleware calls.
+    ``openers``, ``closers`` and ``afterwards`` are what the middleware calls; ``route_of`` gives the
+    template of the route that a request took.
     """
 
     def __init__(
@@ -45,6 +52,7 @@ class RequestSeries:
         self._taken: dict[tuple[int, int, int, str, int], tuple[Cell, Any]] = {}
         self._cells: dict[tuple[str, str, int], Cell] = {}
         self._templates = RouteTemplates(app)
+        self.route_of = self._templates.route_of
         self._excluded = frozenset(settings.exclude)
         self._made = cells(settings.request_buckets, instruments)
         self._first_byte = instruments.histogram(
@@ -59,6 +67,12 @@ class RequestSeries:
             ("http_route",),
             settings.request_buckets,
         )
+        self._encode = instruments.histogram(
+            "asgi_mlperf_encode_seconds",
+            "Time to encode a response of the package's own response classes.",
+            ("format",),
+            ENCODE_BOUNDS,
+        )
         self.openers: tuple[Opener, ...] = ()
         self.closers: tuple[Closer, ...] = ()
         self.afterwards: tuple[Callable[[Exchange, float], None], ...] = ()
@@ -68,12 +82,19 @@ class RequestSeries:
             self.afterwards = (self._went_on,)
 
     def _count_active(self, traffic: Traffic, instruments: Instruments) -> None:
-        write = instruments.function(
-            "http_server_active_requests", "Requests in flight.", lambda: traffic.in_flight
-        )
-        if write is not None:
-            self.openers = (write,)
-            self.closers = (lambda _: write(),)
+        name, text = "http_server_active_requests", "Requests in flight."
+        if not several_processes():
+            Gauge(name, text, registry=instruments.registry).set_function(lambda: traffic.in_flight)
+            return
+        file = instruments.file("gauge_livesum", keep=False)
+        instruments.registry.register(Named(GaugeMetricFamily(name, text)))
+        key, write = file.key(name, "", (), (), text), file.write
+
+        def note(_: Exchange | None = None) -> None:
+            write(key, traffic.in_flight, 0.0)
+
+        self.openers = (note,)
+        self.closers = (note,)
 
     def _ended(self, exchange: Exchange) -> None:
         scope = exchange.scope
@@ -91,6 +112,9 @@ class RequestSeries:
                 if route is not None and scope["method"] in METHODS:
                     self._taken[key] = cell, (route, endpoint, context)
         cell.observe(exchange.ended_at - exchange.started_at, exchange.received_bytes, exchange.sent_bytes)
+        if exchange.notes is not None:
+            for format_, seconds in exchange.notes.encodings:
+                self._encode.labels(format_).observe(seconds)
         if exchange.streamed_at and cell is not _EXCLUDED:
             seconds = exchange.streamed_at - exchange.started_at
             self._first_byte.labels(self._templates.route_of(exchange)).observe(seconds)

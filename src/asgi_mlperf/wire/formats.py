@@ -25,6 +25,8 @@ NPY = "application/x-npy"
 RAW = "application/octet-stream"
 SAFETENSORS = "application/x-safetensors"
 ARROW = "application/vnd.apache.arrow.stream"
+NAMES = {JSON: "json", NPY: "npy", RAW: "raw", SAFETENSORS: "safetensors", ARROW: "arrow"}
+"""What metrics call the formats."""
 
 DTYPE_HEADER = "x-tensor-dtype"
 SHAPE_HEADER = "x-tensor-shape"

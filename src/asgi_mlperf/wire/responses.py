@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from asgi_mlperf.wire.encoding import dumps, pieces
 from asgi_mlperf.wire.sending import collect, send_pieces
+from asgi_mlperf.wire.timing import clock, encoded
 from asgi_mlperf.wire.weight import weigh
 
 if TYPE_CHECKING:
@@ -81,7 +82,10 @@ class ORJSONResponse(JSONResponse):
         settings = json_settings.get()
         self._later = None
         if weigh(content) < settings.offload_bytes:
-            return dumps(content, settings)
+            began = clock()
+            text = dumps(content, settings)
+            encoded("json", began)
+            return text
         self._later = pieces(content, settings)
         return b""
 
@@ -96,7 +100,9 @@ class ORJSONResponse(JSONResponse):
         if self._later is None:
             await super().__call__(scope, receive, send)
             return
+        began = clock()
         body = await to_thread.run_sync(collect, self._later)
+        encoded("json", began)
         self.headers["content-length"] = str(sum(map(len, body)))
         await send_pieces(self, body, scope, send)
 

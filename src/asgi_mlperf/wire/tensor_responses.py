@@ -13,6 +13,7 @@ from asgi_mlperf.wire import formats
 from asgi_mlperf.wire.negotiation import negotiate
 from asgi_mlperf.wire.responses import ORJSONResponse, json_settings
 from asgi_mlperf.wire.sending import collect, send_pieces
+from asgi_mlperf.wire.timing import clock, encoded
 from asgi_mlperf.wire.weight import weigh
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ class TensorResponse(Response):
     async def _encoded(self, media_type: str) -> deque[bytes]:
         encode = partial(self._encode, media_type)
         heavy = weigh(self._content) >= self._settings.offload_bytes
+        began = clock()
         body, headers = await to_thread.run_sync(encode) if heavy else encode()
+        encoded(formats.NAMES[media_type], began)
         self.headers.update(headers)
         self.headers["content-type"] = media_type
         self.headers["content-length"] = str(sum(map(len, body)))
