@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 from asgi_mlperf.exchange import Closer, Exchange, Opener, Traffic, current_exchange
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from collections.abc import Mapping
 
     from starlette.types import ASGIApp, Message, Scope
@@ -84,6 +86,7 @@ class Serving:
     openers: tuple[Opener, ...] = ()
     closers: tuple[Closer, ...] = ()
     starters: tuple[Callable[[Exchange, Message], Message], ...] = ()
+    websocket: Callable[[Scope], AbstractContextManager[None]] | None = None
     afterwards: tuple[Callable[[Exchange, float], None], ...] = ()
 
     def endpoint(self, scope: Scope) -> ASGIApp | None:

@@ -48,7 +48,7 @@ class PerfMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or pass a websocket or the lifespan on."""
         if scope["type"] != "http" or _SCOPE_KEY in scope:
-            await self.app(scope, receive, send)
+            await self._pass_on(scope, receive, send)
             return
         serving = self._servings.get(_get_running_loop()) or self.plugin.serving()
         if serving is None:
@@ -78,3 +78,15 @@ class PerfMiddleware:
         finally:
             current_exchange.reset(token)
             exchange.close()
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve what is no request, or one that is measured already; only time what websockets take."""
+        serving = None
+        if scope["type"] == "websocket" and _SCOPE_KEY not in scope:
+            serving = self._servings.get(_get_running_loop())
+        if serving is None or serving.websocket is None:
+            await self.app(scope, receive, send)
+            return
+        scope[_SCOPE_KEY] = True
+        with serving.websocket(scope):
+            await self.app(scope, receive, send)

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, PlainTextResponse, StreamingResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, WebSocketRoute
 from tests.support import call, http_scope
 
 from asgi_mlperf import Plugin, Settings
@@ -301,3 +301,37 @@ async def test_the_instrumentators_preset_counts_what_the_instrumentator_counts(
     # There the 500 that the server answers for a crashed app has no length either.
     assert shown[sent] == expected[sent]
     assert "http_server_request_duration_seconds_count" not in shown
+
+
+@pytest.mark.parametrize("fate", ["closed", "crashed", "cancelled"])
+async def test_a_websocket_is_counted_once_by_its_template_however_it_ends(fate):
+    entered = asyncio.Event()
+
+    async def echo(websocket):
+        await websocket.accept()
+        entered.set()
+        if fate == "crashed":
+            raise RuntimeError("model broke")
+        if fate == "cancelled":
+            await anyio.sleep_forever()
+        await websocket.close()
+
+    plugin, app = served(Mount("/in/{tenant}", routes=[WebSocketRoute("/echo/{id}", echo)]))
+    async with plugin.lifespan(app):
+        scope = {**http_scope("/in/a/echo/1"), "type": "websocket", "subprotocols": []}
+
+        async def receive():
+            return {"type": "websocket.connect"}
+
+        async def send(message): ...
+
+        task = asyncio.create_task(app(scope, receive, send))
+        await entered.wait()
+        if fate == "cancelled":
+            assert (await samples(app))["asgi_mlperf_active_websockets"] == {(): 1.0}
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        found = await samples(app)
+    assert found["asgi_mlperf_websocket_seconds_count"] == {(("http_route", "/in/{tenant}/echo/{id}"),): 1.0}
+    assert found["asgi_mlperf_active_websockets"] == {(): 0.0}
+    assert "http_server_request_duration_seconds_count" not in found

@@ -80,6 +80,7 @@ async def served(
         openers=(*openers, *metrics.requests.openers),
         closers=(*closers, *metrics.requests.closers, *told.closers),
         starters=told.starters,
+        websocket=metrics.requests.websocket,
         afterwards=metrics.requests.afterwards,
     )
 

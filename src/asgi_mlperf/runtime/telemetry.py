@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.host.memory import resident_memory
 from asgi_mlperf.runtime.process import left_off_loop, off_loop
-from asgi_mlperf.runtime.tracing import Noted, Tracing, tracing
+from asgi_mlperf.runtime.tracing import Noted, Tracing, mirror_of, tracing
 from asgi_mlperf.telemetry.exposition import Exposition
 from asgi_mlperf.telemetry.loop_lag import LoopLag
 from asgi_mlperf.telemetry.metrics import Metrics
@@ -32,7 +32,8 @@ async def telemetry(process: Process, app: Any) -> AsyncIterator[tuple[Metrics, 
     if settings.enabled and several_processes():
         await off_loop(WorkerFiles().begin)
     async with AsyncExitStack() as stack:
-        metrics = Metrics(settings, traffic=process.traffic, app=app)
+        mirror = mirror_of(process.settings.tracing, app)
+        metrics = Metrics(settings, traffic=process.traffic, app=app, mirror=mirror)
         stack.callback(metrics.instruments.close)
         stack.enter_context(process.pauses.watching())
         told = stack.enter_context(tracing(process, metrics.requests.route_of))

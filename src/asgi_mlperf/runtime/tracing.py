@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from asgi_mlperf.exceptions import ConfigurationError
 from asgi_mlperf.telemetry.explained import Explainer, SecretHeader, SlowLog
+from asgi_mlperf.telemetry.neighbours import neighbour_of
 from asgi_mlperf.telemetry.request_ids import in_log_records, with_request_id
 from asgi_mlperf.telemetry.timeline import Timeline
 
@@ -18,6 +21,11 @@ if TYPE_CHECKING:
     from asgi_mlperf.hooks import Closer, Exchange, ModelCall, Observer
     from asgi_mlperf.runtime.process import Process
     from asgi_mlperf.telemetry.loop_lag import LoopLag
+    from asgi_mlperf.telemetry.opentelemetry import Mirror
+    from asgi_mlperf.telemetry.tracing import TracingSettings
+
+
+log = logging.getLogger("asgi_mlperf")
 
 
 class Tracing:
@@ -30,6 +38,19 @@ class Tracing:
         self.called: Callable[[ModelCall], None] | None = None
         self.lag: Timeline | None = None
         self.loop_lag: LoopLag | None = None
+
+    def calls(self, observer: Callable[[ModelCall], None]) -> None:
+        """Tell one more observer of model calls."""
+        first = self.called
+        if first is None:
+            self.called = observer
+            return
+
+        def both(call: ModelCall) -> None:
+            first(call)
+            observer(call)
+
+        self.called = both
 
     def late_s(self) -> float:
         """Return by how much the event loop is late just now."""
@@ -46,14 +67,40 @@ def tracing(process: Process, route_of: Callable[[Exchange], str]) -> Iterator[T
             told.starters += (with_request_id,)
         if settings.explains:
             _explain(process, route_of, told, stack.enter_context(_pauses(process)))
+        if settings.otel:
+            told.calls(_opentelemetry().Spans(process.clock).called)
         yield told
+
+
+def mirror_of(settings: TracingSettings, app: Any) -> Mirror | None:
+    """Return what tells OpenTelemetry our measurements, but for those that others tell it of ``app``.
+
+    Raises ``ConfigurationError`` where it is asked for and not installed.
+    """
+    if not settings.otel:
+        return None
+    neighbour = neighbour_of(app)
+    if neighbour is None:
+        return _opentelemetry().Mirror()
+    log.info("%s are left to %s in OpenTelemetry", ", ".join(sorted(neighbour.series)), neighbour.name)
+    return _opentelemetry().Mirror(left_out=neighbour.series)
+
+
+def _opentelemetry() -> Any:
+    try:
+        from asgi_mlperf.telemetry import opentelemetry  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise ConfigurationError(
+            "ASGI_MLPERF_TRACING__OTEL needs OpenTelemetry's API: pip install 'asgi-mlperf[otel]'"
+        ) from None
+    return opentelemetry
 
 
 def _explain(process: Process, route_of: Callable[[Exchange], str], told: Tracing, pauses: Timeline) -> None:
     settings = process.settings.tracing
     told.lag = Timeline()
     explainer = Explainer(clock=process.clock, gc=pauses, lag=told.lag, late=told.late_s)
-    told.called = explainer.called
+    told.calls(explainer.called)
     if settings.server_timing:
         told.starters += (explainer.with_timing,)
     elif settings.server_timing_secret is not None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from asgi_mlperf.telemetry.files import FileTally, Named
 from asgi_mlperf.telemetry.tallies import family_of, text_of_bounds
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
     from asgi_mlperf.hooks import Observer
     from asgi_mlperf.telemetry.instruments import Instruments
+    from asgi_mlperf.telemetry.opentelemetry import Mirror
 
 SIZES = (100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
 _LABELS = ("http_request_method", "http_route", "http_response_status_code")
@@ -30,6 +34,7 @@ _RECEIVED = ("http_server_request_body_size_bytes", "Bytes of request bodies, as
 _SENT = ("http_server_response_body_size_bytes", "Bytes of response bodies.")
 
 Labels = tuple[str, str, str]
+Trace = Callable[[], dict[str, str] | None]
 
 
 class Cell(Protocol):
@@ -48,9 +53,13 @@ class Cells(Protocol):
 
 def cells(bounds: tuple[float, ...], instruments: Instruments) -> Cells:
     """Return what counts durations within ``bounds`` (seconds) and sizes, shown with ``instruments``."""
+    made: Cells
     if several_processes():
-        return _FileCells(bounds, instruments)
-    return _MemoryCells(bounds, instruments.registry)
+        made = _FileCells(bounds, instruments)
+    else:
+        mirror = instruments.mirror
+        made = _MemoryCells(bounds, instruments.registry, None if mirror is None else mirror.trace)
+    return made if instruments.mirror is None else _MirroredCells(made, bounds, instruments.mirror)
 
 
 class _MemoryCell:
@@ -78,14 +87,33 @@ class _MemoryCell:
             self.received[0] += 1
 
 
+class _TracedCell(_MemoryCell):
+    """Keeps, for each bucket of the durations, the trace of the last request in it."""
+
+    __slots__ = ("_trace", "exemplars")
+
+    def __init__(self, bounds: tuple[float, ...], trace: Trace) -> None:
+        super().__init__(bounds)
+        self._trace = trace
+        self.exemplars: dict[int, Exemplar] = {}
+
+    def observe(self, seconds: float, received: int, sent: int) -> None:
+        super().observe(seconds, received, sent)
+        labels = self._trace()
+        if labels is not None:
+            self.exemplars[bisect_left(self._bounds, seconds)] = Exemplar(labels, seconds, time.time())
+
+
 class _MemoryCells(Collector):
-    def __init__(self, bounds: tuple[float, ...], registry: CollectorRegistry) -> None:
+    def __init__(self, bounds: tuple[float, ...], registry: CollectorRegistry, trace: Trace | None) -> None:
         self._bounds = bounds
+        self._trace = trace
         self._cells: dict[Labels, _MemoryCell] = {}
         registry.register(self)
 
     def cell(self, labels: Labels) -> Cell:
-        cell = self._cells[labels] = _MemoryCell(self._bounds)
+        trace, bounds = self._trace, self._bounds
+        cell = self._cells[labels] = _MemoryCell(bounds) if trace is None else _TracedCell(bounds, trace)
         return cell
 
     def describe(self) -> Iterator[Metric]:
@@ -95,7 +123,10 @@ class _MemoryCells(Collector):
     def collect(self) -> Iterator[Metric]:
         cells = list(self._cells.items())
         durations, sizes = text_of_bounds(self._bounds), text_of_bounds(SIZES)
-        yield family_of(*_DURATION, _LABELS, durations, ((key, c.durations, c.seconds) for key, c in cells))
+        exemplars = {key: dict(c.exemplars) for key, c in cells if isinstance(c, _TracedCell)}
+        yield family_of(
+            *_DURATION, _LABELS, durations, ((key, c.durations, c.seconds) for key, c in cells), exemplars
+        )
         yield family_of(*_RECEIVED, _LABELS, sizes, ((key, c.received, c.bytes_received) for key, c in cells))
         yield family_of(*_SENT, _LABELS, sizes, ((key, c.sent, c.bytes_sent) for key, c in cells))
 
@@ -130,3 +161,29 @@ class _FileCells:
             for name, bounds in ((_DURATION, self._bounds), (_RECEIVED, SIZES), (_SENT, SIZES))
         )
         return _FileCell(durations, received, sent)
+
+
+class _MirroredCells:
+    """Cells that tell OpenTelemetry as well."""
+
+    def __init__(self, ours: Cells, bounds: tuple[float, ...], mirror: Mirror) -> None:
+        self._ours = ours
+        self._records = tuple(
+            mirror.histogram(*name, buckets)
+            for name, buckets in ((_DURATION, bounds), (_RECEIVED, SIZES), (_SENT, SIZES))
+        )
+
+    def cell(self, labels: Labels) -> Cell:
+        from asgi_mlperf.telemetry.opentelemetry import attributes_of  # noqa: PLC0415 - an extra
+
+        ours, attributes, records = self._ours.cell(labels), attributes_of(_LABELS, labels), self._records
+
+        class Both:
+            @staticmethod
+            def observe(seconds: float, received: int, sent: int) -> None:
+                ours.observe(seconds, received, sent)
+                for record, amount in zip(records, (seconds, received, sent), strict=True):
+                    if record is not None:
+                        record(amount, attributes)
+
+        return Both()

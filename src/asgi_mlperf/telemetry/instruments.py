@@ -1,8 +1,8 @@
-"""Makes the series of a plugin, in memory or in the files of several processes."""
+"""Makes the series of a plugin: in memory, in the files of several processes, and for OpenTelemetry."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -14,19 +14,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from asgi_mlperf.hooks import Observer
+    from asgi_mlperf.telemetry.opentelemetry import Mirror
 
 Mode = Literal["livesum", "livemax"]
 Instrument = TypeVar("Instrument", Counter, Gauge, Histogram)
+Kind_co = TypeVar("Kind_co", covariant=True)
 
 _of_process: dict[str, Any] = {}
 """What this process writes to files: two instruments of one name would overwrite each other's counts."""
 
 
-class Labelled(Protocol):
-    """A histogram with labels: gives the observer of one set of label values."""
+class Labelled(Protocol, Generic[Kind_co]):
+    """An instrument with labels."""
 
-    def labels(self, *values: str) -> Observer:
-        """Return what observes for these label values, the same each time."""
+    def labels(self, *values: str) -> Kind_co:
+        """Return the instrument of these label values."""
 
 
 class Settable(Protocol):
@@ -34,6 +36,13 @@ class Settable(Protocol):
 
     def set(self, value: float, /) -> None:
         """Show this value from now on."""
+
+
+class Countable(Protocol):
+    """A counter."""
+
+    def inc(self, amount: float = 1, /) -> None:
+        """Count."""
 
 
 class Part:
@@ -52,24 +61,84 @@ class Part:
         self._value = value
 
 
+class _Both:
+    """An instrument of ours and its mirror image."""
+
+    def __init__(
+        self, ours: Any, record: Callable[[float, dict[str, Any]], None], attributes: dict[str, Any]
+    ) -> None:
+        self._ours = ours
+        self._record = record
+        self._attributes = attributes
+
+    def observe(self, amount: float) -> None:
+        self._ours.observe(amount)
+        self._record(amount, self._attributes)
+
+    def inc(self, amount: float = 1) -> None:
+        self._ours.inc(amount)
+        self._record(amount, self._attributes)
+
+    def set(self, value: float) -> None:
+        self._ours.set(value)
+        self._record(value, self._attributes)
+
+
+class _Mirrored:
+    """An instrument with labels that is mirrored."""
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        ours: Callable[..., Any],
+        record: Callable[[float, dict[str, Any]], None] | None,
+    ) -> None:
+        self._labels = labels
+        self._ours = ours
+        self._record = record
+        self._made: dict[tuple[str, ...], Any] = {}
+
+    def labels(self, *values: str) -> Any:
+        made = self._made.get(values)
+        if made is None:
+            made = self._ours(*values)
+            if self._record is not None:
+                from asgi_mlperf.telemetry.opentelemetry import attributes_of  # noqa: PLC0415 - an extra
+
+                made = _Both(made, self._record, attributes_of(self._labels, values))
+            self._made[values] = made
+        return made
+
+
 class Instruments:
     """Makes instruments in one registry; everything but counters is to be told from the event loop."""
 
-    def __init__(self) -> None:
-        """Begin with an empty registry."""
+    def __init__(self, mirror: Mirror | None = None) -> None:
+        """Begin with an empty registry; ``mirror`` makes the same for OpenTelemetry."""
         self.registry = CollectorRegistry()
+        self.mirror = mirror
         self._files: list[tuple[File, bool]] = []
         self._parts: dict[tuple[str, ...], Part] = {}
 
-    def histogram(self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> Labelled:
+    def histogram(
+        self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]
+    ) -> Labelled[Observer]:
         """Make a histogram."""
-        if not several_processes():
-            return Tallies(name, text, labels, bounds, self.registry)
-        return self.of_process(name, lambda: Histogram(name, text, labels, buckets=bounds, registry=None))
+        made: Labelled[Observer]
+        if several_processes():
+            made = self.of_process(name, lambda: Histogram(name, text, labels, buckets=bounds, registry=None))
+        else:
+            made = Tallies(name, text, labels, bounds, self.registry)
+        if self.mirror is None:
+            return made
+        return _Mirrored(labels, made.labels, self.mirror.histogram(name, text, bounds))
 
-    def counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
+    def counter(self, name: str, text: str, labels: Sequence[str]) -> Labelled[Countable]:
         """Make a counter."""
-        return self.of_process(name, lambda: Counter(name, text, labels, registry=None))
+        made = self.of_process(name, lambda: Counter(name, text, labels, registry=None))
+        if self.mirror is None:
+            return made
+        return _Mirrored(labels, made.labels, self.mirror.counter(name, text))
 
     def gauge(
         self, name: str, text: str, labels: Sequence[str] = (), *, mode: Mode = "livesum"
@@ -85,13 +154,20 @@ class Instruments:
                 return child
             return self._parts.setdefault((name, *values), Part(child))
 
-        return labelled
+        if self.mirror is None:
+            return labelled
+        return _Mirrored(labels, labelled, self.mirror.gauge(name, text)).labels
 
     def function(self, name: str, text: str, read: Callable[[], float]) -> Callable[[], None] | None:
         """Make a gauge that is read at a scrape; where files are scraped, return what writes it down."""
+        if self.mirror is not None:
+            self.mirror.function(name, text, read)
         if several_processes():
-            gauge = self.gauge(name, text)()
-            return lambda: gauge.set(read())
+            gauge = self.of_process(
+                name, lambda: Gauge(name, text, registry=None, multiprocess_mode="livesum")
+            )
+            part = self._parts.setdefault((name,), Part(gauge))
+            return lambda: part.set(read())
         Gauge(name, text, registry=self.registry).set_function(read)
         return None
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asgi_mlperf.hooks import ModelCall, Traffic
+    from asgi_mlperf.telemetry.opentelemetry import Mirror
     from asgi_mlperf.telemetry.settings import MetricsSettings
 
 _FINE = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -22,9 +23,14 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Metrics:
     """The instruments of one running plugin."""
 
-    def __init__(self, settings: MetricsSettings, *, traffic: Traffic, app: Any) -> None:
-        """Create every series in a new registry; ``app`` is where route templates come from."""
-        self.instruments = made = Instruments()
+    def __init__(
+        self, settings: MetricsSettings, *, traffic: Traffic, app: Any, mirror: Mirror | None = None
+    ) -> None:
+        """Create every series in a new registry; ``app`` is where route templates come from.
+
+        ``mirror`` tells OpenTelemetry the same.
+        """
+        self.instruments = made = Instruments(mirror)
         self.registry = made.registry
         self.called: Callable[[ModelCall], None] | None = None
         """Whom pools tell of each call."""

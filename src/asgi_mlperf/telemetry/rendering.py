@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from asgi_mlperf.telemetry.settings import MetricsSettings
+
+log = logging.getLogger("asgi_mlperf")
 
 _SMALL_BYTES = 1_400
 _GZIP_LEVEL = 4
@@ -122,9 +125,19 @@ def _source(settings: MetricsSettings, registry: CollectorRegistry) -> Collector
 
 
 def _of_both(registry: CollectorRegistry) -> Callable[[], Iterable[Metric]]:
+    """Collect both; of a series that both have, as with OpenTelemetry's exporter, theirs is shown."""
+    told: set[str] = set()
+
     def collect() -> Iterator[Metric]:
-        yield from registry.collect()
-        yield from REGISTRY.collect()
+        theirs = list(REGISTRY.collect())
+        names = {family.name for family in theirs}
+        for family in registry.collect():
+            if family.name not in names:
+                yield family
+            elif family.name not in told:
+                told.add(family.name)
+                log.info("%s is left to what is in prometheus-client's default registry", family.name)
+        yield from theirs
 
     return collect
 

@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from asgi_mlperf.telemetry.cells import cells
 from asgi_mlperf.telemetry.files import Named
 from asgi_mlperf.telemetry.routes import RouteTemplates
+from asgi_mlperf.telemetry.websockets import Websockets
 from asgi_mlperf.telemetry.workers import several_processes
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class RequestSeries:
             ("format",),
             ENCODE_BOUNDS,
         )
+        self._websockets = Websockets(settings, self._templates, instruments)
+        self.websocket = self._websockets.open if settings.enabled else None
         self.openers: tuple[Opener, ...] = ()
         self.closers: tuple[Closer, ...] = ()
         self.afterwards: tuple[Callable[[Exchange, float], None], ...] = ()
@@ -83,6 +86,8 @@ class RequestSeries:
 
     def _count_active(self, traffic: Traffic, instruments: Instruments) -> None:
         name, text = "http_server_active_requests", "Requests in flight."
+        if instruments.mirror is not None:
+            instruments.mirror.function(name, text, lambda: traffic.in_flight)
         if not several_processes():
             Gauge(name, text, registry=instruments.registry).set_function(lambda: traffic.in_flight)
             return

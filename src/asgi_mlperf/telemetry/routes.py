@@ -38,15 +38,18 @@ class RouteTemplates:
 
     def route_of(self, exchange: Exchange) -> str:
         """Return the template of the route that an exchange took, or ``UNMATCHED``."""
-        scope = exchange.scope
+        return self.route_in(exchange.scope, exchange.root_path)
+
+    def route_in(self, scope: Scope, outer: str) -> str:
+        """Return the same for a scope that has been routed, of an app that was called under ``outer``."""
         endpoint = scope.get("endpoint")
         if endpoint is None:
             return UNMATCHED
         root_path = scope.get("root_path", "")
         leaf = self._leaf(scope, endpoint, root_path)
-        if root_path == exchange.root_path:
+        if root_path == outer:
             return leaf
-        return self._mounted(root_path[len(exchange.root_path) :], leaf)
+        return self._mounted(root_path[len(outer) :], leaf)
 
     def _leaf(self, scope: Scope, endpoint: Any, root_path: str) -> str:
         route = scope.get("route")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
+    from prometheus_client.samples import Exemplar
 
 
 class Tally:
@@ -85,10 +87,17 @@ def family_of(
     labels: Sequence[str],
     bounds: Sequence[str],
     counted: Iterable[tuple[tuple[str, ...], list[int], float]],
+    exemplars: Mapping[tuple[str, ...], Mapping[int, Exemplar]] = MappingProxyType({}),
 ) -> Metric:
-    """Make a histogram of label values, the counts of each bucket alone, and the sum."""
+    """Make a histogram of label values, the counts of each bucket alone, and the sum.
+
+    ``exemplars`` are by label values and the number of their bucket.
+    """
     family = HistogramMetricFamily(name, text, labels=labels)
     for values, counts, total in counted:
         # A copy first: the event loop goes on counting.
-        family.add_metric(values, list(zip(bounds, accumulate(list(counts)), strict=True)), total)
+        buckets: list[Any] = list(zip(bounds, accumulate(list(counts)), strict=True))
+        for number, exemplar in exemplars.get(values, {}).items():
+            buckets[number] = (*buckets[number], exemplar)
+        family.add_metric(values, buckets, total)
     return family
