@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
+
+from starlette.requests import ClientDisconnect
 
 from asgi_mlperf.read_ahead import ReadAhead
 
@@ -20,7 +23,8 @@ ERROR = 500
 CLIENT_LEFT = 499
 """The status, as nginx has it, of a request whose client left before the response was complete."""
 
-_BACKGROUND_S = 0.001
+BACKGROUND_S = 0.001
+"""Seconds from which an app that goes on after the response is told of."""
 _NO_START: Message = {}
 
 
@@ -47,7 +51,7 @@ class Notes:
 
 
 class Exchange:
-    """One HTTP request and its response, from the first look to the final body message.
+    """One HTTP request and its response, from the first look until the last message is handed to the server.
 
     ``status`` is the status sent, or what the client will see when nothing was sent: 500 after an
     exception, 499 after the client left. ``root_path`` is the one the app was called with; mounts on the
@@ -58,12 +62,12 @@ class Exchange:
     """
 
     __slots__ = (
-        "_ahead",
         "_reading",
         "_receive",
         "_send",
         "_serving",
         "_start",
+        "ahead",
         "ended",
         "ended_at",
         "notes",
@@ -87,7 +91,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._serving = serving
-        self._ahead: ReadAhead | None = None
+        self.ahead: ReadAhead | None = None
         self.notes: Notes | None = None
         serving.traffic.in_flight += 1
         self.started_at = serving.clock()
@@ -112,11 +116,13 @@ class Exchange:
             self.end()
 
     def failed(self, error: BaseException) -> None:
-        """Note that the app raised ``error``: its own, or the server's word that the client left."""
-        if self.status and not self.sent_bytes and isinstance(error, OSError):
+        """Note that the app raised ``error``: its own, or the word that the client left."""
+        refused = self.status and not self.sent_bytes and isinstance(error, OSError)  # the response's start
+        if refused or isinstance(error, (asyncio.CancelledError, ClientDisconnect)):
             self.client_left()
-        elif not self.status:
-            self.status = ERROR
+        elif not self.ended:
+            self.status = self.status or ERROR
+            self.end()
 
     def left_unfinished(self) -> None:
         """Note that the app returned without an end of the response: its client left, or it sent nothing."""
@@ -132,14 +138,14 @@ class Exchange:
         The server says so in the stream of request messages. While somebody wants to know, that stream is
         read ahead of the app, at most 1 MiB, and the app gets every message as if nobody had.
         """
-        if self._ahead is None:
-            self._ahead = ReadAhead(self._receive, app_is_reading=self._reading > 0)
-        return self._ahead.listen(callback)
+        if self.ahead is None:
+            self.ahead = ReadAhead(self._receive, app_is_reading=self._reading > 0)
+        return self.ahead.listen(callback)
 
     @property
     def app_hears_of_departures(self) -> bool:
         """Whether the app is sending and listening at once, and will cancel what it does by itself."""
-        return self.status != 0 and self._ahead is not None and self._ahead.app_is_waiting
+        return self.status != 0 and self.ahead is not None and self.ahead.app_is_waiting
 
     def encoded(self, format_: str, seconds: float) -> None:
         """Note what it took to encode the response; in any thread."""
@@ -155,19 +161,21 @@ class Exchange:
     def close(self) -> None:
         """Let the app have returned: nothing is read for this request any more."""
         if not self.ended:
-            self.end()
-        if self._ahead is not None:
-            self._ahead.close()
+            self.left_unfinished()
+        if self.ahead is not None:
+            self.ahead.close()
+
+    def went_on(self) -> None:
+        """Tell that the app went on after the response: background tasks."""
         serving = self._serving
         seconds = serving.clock() - self.ended_at
-        if seconds >= _BACKGROUND_S:
-            for observer in serving.afterwards:
-                observer(self, seconds)
+        for observer in serving.afterwards:
+            observer(self, seconds)
 
     async def receive(self) -> Message:
         """Forward the server's next message unchanged."""
-        if self._ahead is not None:
-            message = await self._ahead.receive()
+        if self.ahead is not None:
+            message = await self.ahead.receive()
         else:
             message = await self._receive_alone()
         if "body" in message:
@@ -181,21 +189,27 @@ class Exchange:
             message = await self._receive()
         finally:
             self._reading -= 1
-            if self._ahead is not None:
-                self._ahead.app_has_read(message)
+            if self.ahead is not None:
+                self.ahead.app_has_read(message)
         return message
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Forward a message unchanged, noting the status, the body's size and the end of the response."""
+        """Forward a message, noting the status, the body's size and the end of the response."""
         if message["type"] == "http.response.start":
             self._start = message
             self.status = message["status"]
             for starter in self._serving.starters:
                 message = starter(self, message)
-            return self._send(message)  # not awaited here: a coroutine less in every request
-        return self._send_body(message)
+            return self._send(message)  # not awaited here: a coroutine less in every request, twice
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            if "body" in message:
+                self.sent_bytes += len(message["body"])
+            if not self._start.get("trailers", False):
+                self.end()
+            return self._send(message)
+        return self._send_part(message)
 
-    async def _send_body(self, message: Message) -> None:
+    async def _send_part(self, message: Message) -> None:
         try:
             await self._send(message)
         except OSError:  # how ASGI servers say that the client left
@@ -204,12 +218,8 @@ class Exchange:
         if message["type"] != "http.response.body":
             self._sent_otherwise(message["type"], message)
             return
-        if "body" in message:
-            self.sent_bytes += len(message["body"])
-        if not message.get("more_body", False):
-            if not self._start.get("trailers", False):
-                self.end()
-        elif not self.streamed_at and self.sent_bytes:
+        self.sent_bytes += len(message.get("body", b""))
+        if not self.streamed_at and self.sent_bytes:
             self.streamed_at = self._serving.clock()
 
     def _sent_otherwise(self, kind: str, message: Message) -> None:

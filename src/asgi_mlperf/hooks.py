@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 from asgi_mlperf.exchange import Closer, Exchange, Opener, Traffic, current_exchange
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     from starlette.types import ASGIApp, Message, Scope
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from asyncio import _get_running_loop  # a running loop or None; the public one raises, under trio
 from typing import TYPE_CHECKING, Any, Protocol
 
-from starlette.requests import ClientDisconnect
-
-from asgi_mlperf.exchange import Exchange, current_exchange
+from asgi_mlperf.exchange import BACKGROUND_S, Exchange, current_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,18 +63,15 @@ class PerfMiddleware:
             for opener in serving.openers:
                 opener()
             await self.app(scope, exchange.receive, exchange.send)
-        except (asyncio.CancelledError, ClientDisconnect):
-            exchange.client_left()
-            raise
         except BaseException as error:
             exchange.failed(error)
             raise
-        else:
-            if not exchange.ended:
-                exchange.left_unfinished()
         finally:
             current_exchange.reset(token)
-            exchange.close()
+            if not exchange.ended or exchange.ahead is not None:
+                exchange.close()
+            if serving.clock() - exchange.ended_at >= BACKGROUND_S:
+                exchange.went_on()
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what is no request, or one that is measured already; only time what websockets take."""

@@ -18,7 +18,11 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import asgi_mlperf
+
 PATIENCE_S = 20.0
+PACKAGE = str(Path(asgi_mlperf.__file__).parents[1])
+"""Where the package under test is: the servers are to run that one, wherever another is installed."""
 
 COMMANDS = {
     "uvicorn": "uvicorn served:app --host 127.0.0.1 --port {port}",
@@ -194,7 +198,7 @@ def serving(
             cwd=directory,
             env={
                 **clean,
-                "PYTHONPATH": str(directory),
+                "PYTHONPATH": os.pathsep.join([str(directory), PACKAGE]),
                 "PYTHONWARNINGS": "default",
                 "SERVED_GATE": str(gate.getsockname()[1]),
                 "SERVED_REPORTS": str(reports.getsockname()[1]),

@@ -78,8 +78,8 @@ def test_a_killed_workers_counts_stay_until_the_server_is_started_anew(name, tmp
         assert "http_server_active_requests 0.0" in text
         assert float(re.findall(r"^asgi_mlperf_memory_rss_bytes (\S+)$", text, re.MULTILINE)[0]) > 0
         assert not (tmp_path / "metrics" / f"gauge_livesum_{victim}.db").exists()
-        server.process.kill()
-        server.process.wait()
+        server.terminate()
+        server.exit_status()
     with serving(COMMANDS[name], tmp_path, environ=environ) as server:
         server.wait_for("startup", 2)
         assert requests_in(server.get("/metrics").body, "/pid") == 0

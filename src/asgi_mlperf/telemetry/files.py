@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from prometheus_client.metrics_core import Metric
 
@@ -34,11 +34,11 @@ class File:
         self._path = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]) / name
         self._path.unlink(missing_ok=True)  # left by a process that had the same id
         self._values = MmapedDict(str(self._path))  # type: ignore[no-untyped-call] # prometheus-client's is untyped
-        self.write = self._values.write_value
+        self.write: Callable[[str, float, float], None] = self._values.write_value
 
     def key(self, name: str, suffix: str, labels: Sequence[str], values: Sequence[str], text: str) -> str:
         """Return the key of a value, which is 0 until it is written."""
-        key: str = mmap_key(name, name + suffix, labels, values, text)
+        key: str = mmap_key(name, name + suffix, list(labels), list(values), text)
         self.write(key, 0.0, 0.0)
         return key
 
