@@ -79,8 +79,8 @@ class RequestSeries:
         self.openers: tuple[Opener, ...] = ()
         self.closers: tuple[Closer, ...] = ()
         self.afterwards: tuple[Callable[[Exchange, float], None], ...] = ()
-        self._count_active(traffic, instruments)
         if settings.enabled:
+            self._count_active(traffic, instruments)
             self.closers += (self._ended,)
             self.afterwards = (self._went_on,)
 
