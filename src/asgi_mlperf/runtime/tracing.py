@@ -80,10 +80,11 @@ def mirror_of(settings: TracingSettings, app: Any) -> Mirror | None:
     if not settings.otel:
         return None
     neighbour = neighbour_of(app)
-    if neighbour is None:
-        return _opentelemetry().Mirror()
-    log.info("%s are left to %s in OpenTelemetry", ", ".join(sorted(neighbour.series)), neighbour.name)
-    return _opentelemetry().Mirror(left_out=neighbour.series)
+    left_out = frozenset() if neighbour is None else neighbour.series
+    if neighbour is not None:
+        log.info("%s are left to %s in OpenTelemetry", ", ".join(sorted(left_out)), neighbour.name)
+    mirror: Mirror = _opentelemetry().Mirror(left_out=left_out)
+    return mirror
 
 
 def _opentelemetry() -> Any:

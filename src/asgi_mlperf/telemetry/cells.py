@@ -123,7 +123,9 @@ class _MemoryCells(Collector):
     def collect(self) -> Iterator[Metric]:
         cells = list(self._cells.items())
         durations, sizes = text_of_bounds(self._bounds), text_of_bounds(SIZES)
-        exemplars = {key: dict(c.exemplars) for key, c in cells if isinstance(c, _TracedCell)}
+        exemplars: dict[tuple[str, ...], dict[int, Exemplar]] = {
+            key: dict(c.exemplars) for key, c in cells if isinstance(c, _TracedCell)
+        }
         yield family_of(
             *_DURATION, _LABELS, durations, ((key, c.durations, c.seconds) for key, c in cells), exemplars
         )
