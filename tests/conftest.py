@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import thread as executors
@@ -42,6 +44,8 @@ def process_state() -> dict[str, Any]:
         "CPUs": os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None,
         "native threads": {library.key: library.get() for library in libraries.loaded()},
         "variables": {name: os.environ.get(name) for name in COUNTS},
+        "switch interval": sys.getswitchinterval(),
+        "log records": logging.getLogRecordFactory(),
         "signal handlers": [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)],
     }
 

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import http.client
 import socket
+import sys
 import threading
 
 import pytest
@@ -18,6 +19,7 @@ from asgi_mlperf.exceptions import ConfigurationError
 from asgi_mlperf.telemetry.exposition import Exposition
 from asgi_mlperf.telemetry.rendering import Page, Renderer, Wanted
 from asgi_mlperf.telemetry.settings import MetricsSettings
+from asgi_mlperf.telemetry.turns import short_turns
 
 
 def installed(**settings) -> tuple[Plugin, Starlette]:
@@ -174,3 +176,22 @@ async def test_what_the_worker_may_use_and_does_use_is_shown():
     assert shown["asgi_mlperf_cpu_budget_cores"] == "3.0"
     assert shown["asgi_mlperf_ready"] == "1.0"
     assert float(shown["asgi_mlperf_memory_rss_bytes"]) > 10_000_000
+
+
+def test_turns_are_short_until_the_last_of_several_has_left():
+    found = sys.getswitchinterval()
+    with short_turns():
+        with short_turns():
+            short = sys.getswitchinterval()
+        assert sys.getswitchinterval() == short < found
+    assert sys.getswitchinterval() == found
+
+
+def test_turns_that_somebody_else_set_meanwhile_stay():
+    found = sys.getswitchinterval()
+    try:
+        with short_turns():
+            sys.setswitchinterval(0.05)
+        assert sys.getswitchinterval() == pytest.approx(0.05)
+    finally:
+        sys.setswitchinterval(found)

@@ -309,3 +309,10 @@ async def test_encodings_have_a_series_by_format():
         await call(app)
         text = (await call(app, "/metrics")).body.decode()
     assert 'asgi_mlperf_encode_seconds_count{format="json"} 1.0' in text
+
+
+async def test_requests_are_explained_without_metrics_too():
+    plugin, app = served(metrics={"enabled": False}, tracing={"server_timing": True})
+    async with plugin.lifespan(app):
+        assert "total" in timing(await call(app))
+        assert (await call(app, "/metrics")).status == 404

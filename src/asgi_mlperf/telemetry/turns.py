@@ -14,7 +14,7 @@ _TURN_S = 0.0005
 
 _lock = threading.Lock()
 _inside = 0
-_found_s = 0.0
+_found_s = _set_s = 0.0
 
 
 @contextmanager
@@ -33,11 +33,12 @@ def short_turns() -> Iterator[None]:
 
 
 def _enter() -> None:
-    global _inside, _found_s  # noqa: PLW0603 - of the process, as the interval is
+    global _inside, _found_s, _set_s  # noqa: PLW0603 - of the process, as the interval is
     with _lock:
         if not _inside:
             _found_s = sys.getswitchinterval()
             sys.setswitchinterval(min(_TURN_S, _found_s))
+            _set_s = sys.getswitchinterval()  # rounded to what CPython can keep
         _inside += 1
 
 
@@ -45,5 +46,5 @@ def _leave() -> None:
     global _inside  # noqa: PLW0603 - as above
     with _lock:
         _inside -= 1
-        if not _inside and sys.getswitchinterval() == min(_TURN_S, _found_s):
+        if not _inside and sys.getswitchinterval() == _set_s:
             sys.setswitchinterval(_found_s)
