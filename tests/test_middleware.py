@@ -349,3 +349,21 @@ async def test_a_client_that_is_gone_when_the_response_starts_is_counted_as_499(
             with pytest.raises((OSError, ClientDisconnect)):
                 await call(app, path, on_send=leave, asgi={"version": "3.0", "spec_version": spec})
         assert await statuses_of(app) == {"499": 2.0}
+
+
+async def test_a_starter_that_fails_leaves_the_response_as_it_is(caplog):
+    sent = []
+
+    def broken(exchange, start):
+        raise RuntimeError("no")
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive(): ...
+
+    exchange = Exchange(http_scope("/"), receive, send, nothing_served(starters=(broken,)))
+    start = {"type": "http.response.start", "status": 200, "headers": []}
+    await exchange.send(start)
+    assert sent == [start]
+    assert "a header could not be added" in caplog.text

@@ -173,24 +173,20 @@ class Exchange:
             observer(self, seconds)
 
     async def receive(self) -> Message:
-        """Forward the server's next message unchanged."""
+        """Forward the server's next message unchanged, noting the body's size."""
         if self.ahead is not None:
             message = await self.ahead.receive()
         else:
-            message = await self._receive_alone()
+            self._reading += 1
+            read: Message | None = None
+            try:
+                message = read = await self._receive()
+            finally:
+                self._reading -= 1
+                if self.ahead is not None:
+                    self.ahead.app_has_read(read)
         if "body" in message:
             self.received_bytes += len(message["body"])
-        return message
-
-    async def _receive_alone(self) -> Message:
-        self._reading += 1
-        message: Message | None = None
-        try:
-            message = await self._receive()
-        finally:
-            self._reading -= 1
-            if self.ahead is not None:
-                self.ahead.app_has_read(message)
         return message
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -198,8 +194,8 @@ class Exchange:
         if message["type"] == "http.response.start":
             self._start = message
             self.status = message["status"]
-            for starter in self._serving.starters:
-                message = starter(self, message)
+            if self._serving.starters:
+                message = self._changed(message)
             return self._send(message)  # not awaited here: a coroutine less in every request, twice
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             if "body" in message:
@@ -208,6 +204,14 @@ class Exchange:
                 self.end()
             return self._send(message)
         return self._send_part(message)
+
+    def _changed(self, start: Message) -> Message:
+        for starter in self._serving.starters:
+            try:
+                start = starter(self, start)
+            except Exception:
+                log.exception("a header could not be added; the response is as the app sent it")
+        return start
 
     async def _send_part(self, message: Message) -> None:
         try:

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 from tests.support import call, http_scope
@@ -137,6 +138,32 @@ async def test_a_background_task_is_in_its_own_series_and_not_in_the_duration(mo
         found = await samples(app)
     assert found["asgi_mlperf_background_seconds_sum"] == {(("http_route", "/{id}"),): 2.5}
     assert set(found["http_server_request_duration_seconds_sum"].values()) == {0.0}
+
+
+async def test_what_the_app_still_does_for_a_client_that_left_is_no_background_task(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("asgi_mlperf.runtime.process.clock", lambda: now[0])
+
+    def leave(message):
+        if message.get("body"):
+            raise OSError("the client left")
+
+    async def respond(request):
+        async def parts():
+            try:
+                yield b"first"
+            finally:
+                now[0] += 5
+
+        return StreamingResponse(parts())
+
+    plugin, app = served(Route("/", respond))
+    async with plugin.lifespan(app):
+        with pytest.raises(ClientDisconnect):
+            await call(app, on_send=leave)
+        now[0] += 5
+        found = await samples(app)
+    assert "asgi_mlperf_background_seconds_count" not in found
 
 
 async def test_a_file_that_the_server_sends_by_itself_ends_the_request(tmp_path):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import Gauge
 from prometheus_client.metrics_core import GaugeMetricFamily
 
+from asgi_mlperf.exchange import CLIENT_LEFT
 from asgi_mlperf.telemetry.cells import cells
 from asgi_mlperf.telemetry.files import Named
 from asgi_mlperf.telemetry.routes import RouteTemplates
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asgi_mlperf.hooks import Closer, Exchange, Opener, Traffic
-    from asgi_mlperf.telemetry.cells import Cell
+    from asgi_mlperf.exchange import CLIENT_LEFT
+from asgi_mlperf.telemetry.cells import Cell
     from asgi_mlperf.telemetry.instruments import Instruments
     from asgi_mlperf.telemetry.settings import MetricsSettings
 
@@ -126,7 +128,7 @@ class RequestSeries:
 
     def _went_on(self, exchange: Exchange, seconds: float) -> None:
         route = self._templates.route_of(exchange)
-        if route not in self._excluded:
+        if route not in self._excluded and exchange.status != CLIENT_LEFT:
             self._background.labels(route).observe(seconds)
 
     def _cell(self, exchange: Exchange) -> Cell:
