@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asgi_mlperf.hooks import Closer, Exchange, Opener, Traffic
-    from asgi_mlperf.exchange import CLIENT_LEFT
-from asgi_mlperf.telemetry.cells import Cell
+    from asgi_mlperf.telemetry.cells import Cell
     from asgi_mlperf.telemetry.instruments import Instruments
     from asgi_mlperf.telemetry.settings import MetricsSettings
 
