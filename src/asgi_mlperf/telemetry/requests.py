@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Gauge
@@ -15,8 +16,6 @@ from asgi_mlperf.telemetry.websockets import Websockets
 from asgi_mlperf.telemetry.workers import several_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from asgi_mlperf.hooks import Closer, Exchange, Opener, Traffic
     from asgi_mlperf.telemetry.cells import Cell
     from asgi_mlperf.telemetry.instruments import Instruments
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 ENCODE_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+Observe = Callable[[float, int, int], None]
 OTHER = "_OTHER"
 """The label of methods outside the known set, as in OpenTelemetry."""
 
@@ -51,7 +51,7 @@ class RequestSeries:
     ) -> None:
         """Create the series; ``app`` is where route templates come from."""
         # With what they stand for, so that no id is used again.
-        self._taken: dict[tuple[int, int, int, str, int], tuple[Cell, Any]] = {}
+        self._taken: dict[tuple[int, int, int, str, int], tuple[Observe, Any]] = {}
         self._cells: dict[tuple[str, str, int], Cell] = {}
         self._templates = RouteTemplates(app)
         self.route_of = self._templates.route_of
@@ -105,23 +105,23 @@ class RequestSeries:
     def _ended(self, exchange: Exchange) -> None:
         scope = exchange.scope
         if scope.get("root_path", "") != exchange.root_path:
-            cell = self._cell(exchange)  # a mount took part, of which the leaf knows nothing
+            observe = self._cell(exchange).observe  # a mount took part, of which the leaf knows nothing
         else:
             route, endpoint, included = scope.get("route"), scope.get("endpoint"), scope.get("fastapi")
             context = None if included is None else included.get("effective_route_context")
             key = (id(route), id(endpoint), id(context), scope["method"], exchange.status)
             taken = self._taken.get(key)
             if taken is not None:
-                cell = taken[0]
+                observe = taken[0]
             else:
-                cell = self._cell(exchange)
+                observe = self._cell(exchange).observe
                 if route is not None and scope["method"] in METHODS:
-                    self._taken[key] = cell, (route, endpoint, context)
-        cell.observe(exchange.ended_at - exchange.started_at, exchange.received_bytes, exchange.sent_bytes)
+                    self._taken[key] = observe, (route, endpoint, context)
+        observe(exchange.ended_at - exchange.started_at, exchange.received_bytes, exchange.sent_bytes)
         if exchange.notes is not None:
             for format_, seconds in exchange.notes.encodings:
                 self._encode.labels(format_).observe(seconds)
-        if exchange.streamed_at and cell is not _EXCLUDED:
+        if exchange.streamed_at and observe is not _EXCLUDED.observe:
             seconds = exchange.streamed_at - exchange.started_at
             self._first_byte.labels(self._templates.route_of(exchange)).observe(seconds)
 
