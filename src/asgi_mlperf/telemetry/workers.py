@@ -86,6 +86,8 @@ class WorkerFiles:
             yield
 
     def _sweep(self) -> None:
+        if fcntl is None:  # pragma: no cover - Windows cannot ask whether a process lives without ending it
+            return
         for path in self.directory.iterdir():
             found = _FILE.match(path.name)
             if found is None:
