@@ -104,7 +104,7 @@ def read_named(data: bytearray, kind: str, others: list[str]) -> dict[str, NDArr
 def binary_content(*kinds: str) -> dict[str, Any]:
     """The OpenAPI media types of ``kinds`` and of the formats that name their arrays."""
     return {
-        kind: {"schema": {"type": "string", "contentMediaType": kind}}
+        kind: {"schema": {"type": "string", "format": "binary", "contentMediaType": kind}}
         for kind in (*kinds, *formats.LIBRARIES)
     }
 

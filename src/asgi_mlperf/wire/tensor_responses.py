@@ -42,7 +42,7 @@ class TensorResponse(Response):
     CONTENT: ClassVar[dict[str, dict[str, Any]]] = {
         formats.JSON: {"schema": {}},
         **{
-            media_type: {"schema": {"type": "string", "contentMediaType": media_type}}
+            media_type: {"schema": {"type": "string", "format": "binary", "contentMediaType": media_type}}
             for media_type in (formats.NPY, formats.RAW, formats.SAFETENSORS, formats.ARROW)
         },
     }
