@@ -37,7 +37,7 @@ def current_request_id() -> str | None:
 
 def request_id_of(exchange: Exchange) -> str:
     """Return the id of a request."""
-    return _of_others() or _own(exchange)
+    return _of_asgi_correlation_id() or _of_structlog() or _own(exchange)
 
 
 def add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -51,9 +51,9 @@ def add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) 
 def with_request_id(exchange: Exchange, start: Message) -> Message:
     """Return the start of a response with the request's id among its headers, unless somebody adds one."""
     headers = start.get("headers", ())
-    if _of_others() or any(name.lower() == HEADER for name, _ in headers):
+    if _of_asgi_correlation_id() or any(name.lower() == HEADER for name, _ in headers):
         return start
-    return {**start, "headers": [*headers, (HEADER, _own(exchange).encode())]}
+    return {**start, "headers": [*headers, (HEADER, request_id_of(exchange).encode())]}
 
 
 @contextmanager
@@ -99,12 +99,15 @@ def _brought(exchange: Exchange) -> str | None:
     return trace_id
 
 
-def _of_others() -> str | None:
-    """Return what another package calls the id of this request."""
-    correlation: Any = sys.modules.get("asgi_correlation_id.context")
-    if correlation is not None and (found := correlation.correlation_id.get()):
-        return str(found)
-    structlog: Any = sys.modules.get("structlog.contextvars")
-    if structlog is not None and (found := structlog.get_contextvars().get("request_id")):
-        return str(found)
-    return None
+def _of_asgi_correlation_id() -> str | None:
+    """Return its id of this request, which it also returns to the client."""
+    module: Any = sys.modules.get("asgi_correlation_id.context")
+    found = None if module is None else module.correlation_id.get()
+    return str(found) if found else None
+
+
+def _of_structlog() -> str | None:
+    """Return what the app has bound as ``request_id``."""
+    module: Any = sys.modules.get("structlog.contextvars")
+    found = None if module is None else module.get_contextvars().get("request_id")
+    return str(found) if found else None
