@@ -113,16 +113,23 @@ def fake(name: str, **attributes) -> types.ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("package", "returned"), [("asgi_correlation_id.context", None), ("structlog.contextvars", "theirs")]
+    ("package", "theirs", "returned"),
+    [
+        ("asgi_correlation_id.context", "theirs", None),
+        ("structlog.contextvars", "theirs", "theirs"),
+        ("structlog.contextvars", "two\r\nlines", None),
+    ],
 )
-async def test_the_id_of_another_package_is_used_and_not_returned_twice(monkeypatch, package, returned):
-    variable = types.SimpleNamespace(get=lambda: "theirs")
-    module = fake(package, correlation_id=variable, get_contextvars=lambda: {"request_id": "theirs"})
+async def test_the_id_of_another_package_is_used_and_not_returned_twice(
+    monkeypatch, package, theirs, returned
+):
+    variable = types.SimpleNamespace(get=lambda: theirs)
+    module = fake(package, correlation_id=variable, get_contextvars=lambda: {"request_id": theirs})
     monkeypatch.setitem(sys.modules, package, module)
     plugin, app = served(tracing={"request_id": True})
     async with plugin.lifespan(app):
         answer = await call(app, headers=[(b"x-request-id", b"abc")])
-    assert answer.body == b"theirs"
+    assert answer.body.decode() == theirs
     assert answer.headers.get("x-request-id") == returned
 
 

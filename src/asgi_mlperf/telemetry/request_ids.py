@@ -53,7 +53,10 @@ def with_request_id(exchange: Exchange, start: Message) -> Message:
     headers = start.get("headers", ())
     if _of_asgi_correlation_id() or any(name.lower() == HEADER for name, _ in headers):
         return start
-    return {**start, "headers": [*headers, (HEADER, request_id_of(exchange).encode())]}
+    found = request_id_of(exchange)
+    if not _VALID.fullmatch(found):  # what an app binds may be anything
+        return start
+    return {**start, "headers": [*headers, (HEADER, found.encode())]}
 
 
 @contextmanager
