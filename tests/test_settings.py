@@ -138,3 +138,11 @@ def test_the_origin_of_a_value_is_known(monkeypatch):
     assert origins["ASGI_MLPERF_POOL__THREADS"] == "environment"
     assert origins["ASGI_MLPERF_WORKERS"] == "code"
     assert origins["ASGI_MLPERF_GC__MODE"] == "default"
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "1e30"])
+@pytest.mark.parametrize("variable", [knob.variable for knob in knobs() if "number" in knob.takes])
+def test_a_number_that_no_feature_could_work_with_is_refused(monkeypatch, variable, text):
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(ConfigurationError, match=variable):
+        Settings()

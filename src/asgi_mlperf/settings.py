@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PREFIX = "ASGI_MLPERF_"
 _DELIMITER = "__"
+_LARGEST = 1e12
 
 with warnings.catch_warnings():
     # The section is called json; pydantic's own, deprecated method of that name is not missed.
@@ -67,6 +68,14 @@ with warnings.catch_warnings():
         metrics: MetricsSettings = MetricsSettings()
         tracing: TracingSettings = TracingSettings()
         health: HealthSettings = HealthSettings()
+
+        @model_validator(mode="after")
+        def _numbers_are_meant(self) -> Settings:
+            for knob in knobs():
+                value = knob.value(self)
+                if isinstance(value, float | int) and not abs(value) <= _LARGEST:
+                    raise ValueError(f"{knob.variable}={value}: should be at most {_LARGEST:g}")
+            return self
 
         @model_validator(mode="after")
         def _paths_differ(self) -> Settings:

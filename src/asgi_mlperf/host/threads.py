@@ -43,9 +43,10 @@ class ThreadSettings(BaseModel):
     native: int | None = Field(
         default=None,
         ge=1,
+        le=1024,
         description="native threads an op may use; default: the CPU budget ÷ the calls that run",
     )
-    interop: int = Field(default=1, ge=1, description="torch inter-op threads")
+    interop: int = Field(default=1, ge=1, le=1024, description="torch inter-op threads")
     cpus: float | None = Field(
         default=None,
         gt=0,

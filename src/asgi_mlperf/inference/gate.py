@@ -42,7 +42,7 @@ class PoolSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     threads: int | None = Field(
-        default=None, ge=1, description="inference threads; default: the worker's CPU budget"
+        default=None, ge=1, le=4096, description="inference threads; default: the worker's CPU budget"
     )
     max_queue: int = Field(
         default=1_024, ge=0, description="calls, or items of one batched function, that may wait"
