@@ -106,7 +106,7 @@ class NativeThreadCaps:
         self._modules = -1
         self._looked_at = -_LOOK_AGAIN_S
         self._process_width = 0
-        self._loop_plan: Plan | None = None
+        self._loop_is_settled = False
         self._loop_torch: int | None = None
         self._loop_is_forked = False
         self._plans = widths.plans()
@@ -115,6 +115,7 @@ class NativeThreadCaps:
     def begin(self) -> None:
         """Cap the calling thread for a task; about 0.5 µs unless its width or the libraries changed."""
         self._running.add(get_ident())
+        self._loop_is_settled = False
         running = len(self._running)
         plan = self._plans[min(running, self._most)]
         if (
@@ -127,6 +128,7 @@ class NativeThreadCaps:
     def end(self) -> None:
         """Take back what ``begin`` gave, and notice if the task set torch's count itself."""
         self._running.discard(get_ident())
+        self._loop_is_settled = False
         if self._torch_count() != self._of_thread.torch:
             self._heed_app()
 
@@ -140,18 +142,19 @@ class NativeThreadCaps:
 
     def begin_on_loop(self) -> None:
         """Cap the event loop's thread as if it were one more task; there is one such thread."""
-        running = len(self._running) + 1
-        plan = self._plans[running] if running < self._most else self._plans[-1]
         if (
-            self._loop_plan is not plan
-            or self._process_width != plan.process
+            not self._loop_is_settled
             or len(sys.modules) != self._modules
             or (self._torch is not None and self._torch_count() != self._loop_torch)
         ):
-            if self._torch_count() != self._of_thread.torch:
-                self._heed_app()
-            self._apply(running, on_loop=True)
-            self._loop_plan, self._loop_torch = self._of_thread.plan, self._of_thread.torch
+            self._settle_loop()
+
+    def _settle_loop(self) -> None:
+        self._loop_is_settled = True  # first: a task that begins or ends meanwhile takes it back
+        if self._torch_count() != self._of_thread.torch:
+            self._heed_app()
+        self._apply(len(self._running) + 1, on_loop=True)
+        self._loop_torch = self._of_thread.torch
 
     def cap_new(self) -> None:
         """Cap the calling thread, which has just started, to its share, and place it."""
@@ -182,6 +185,7 @@ class NativeThreadCaps:
                 self._mind_fork()
             self._process_width = 0
             self._plans = self.widths.plans()
+            self._loop_is_settled = False
             if self._torch is None and "torch" in found:
                 self._torch = found["torch"]
                 self._torch_count = self._torch.get
@@ -242,6 +246,7 @@ class NativeThreadCaps:
     def _cap_process(self, width: int) -> None:
         with self._lock:
             self._process_width = width
+            self._loop_is_settled = False
             for library in self._per_process:
                 library.set(min(width, library.found))
 
@@ -258,6 +263,7 @@ class NativeThreadCaps:
         mine.torch, mine.torch_is_the_apps = chosen, True
         self._torch_by_app = chosen
         self._plans = self.widths.plans()
+        self._loop_is_settled = False
 
 
 def _none() -> None:

@@ -83,8 +83,12 @@ class _MemoryCell:
         if received:
             self.received[bisect_left(SIZES, received)] += 1
             self.bytes_received += received
-        else:
-            self.received[0] += 1
+
+    def all_received(self) -> list[int]:
+        """Return the counts of received bodies with the empty ones, which are not counted one by one."""
+        counts = list(self.received)
+        counts[0] += max(0, sum(self.durations) - sum(counts))
+        return counts
 
 
 class _TracedCell(_MemoryCell):
@@ -129,7 +133,9 @@ class _MemoryCells(Collector):
         yield family_of(
             *_DURATION, _LABELS, durations, ((key, c.durations, c.seconds) for key, c in cells), exemplars
         )
-        yield family_of(*_RECEIVED, _LABELS, sizes, ((key, c.received, c.bytes_received) for key, c in cells))
+        yield family_of(
+            *_RECEIVED, _LABELS, sizes, ((key, c.all_received(), c.bytes_received) for key, c in cells)
+        )
         yield family_of(*_SENT, _LABELS, sizes, ((key, c.sent, c.bytes_sent) for key, c in cells))
 
 
