@@ -65,7 +65,16 @@ def cells(bounds: tuple[float, ...], instruments: Instruments) -> Cells:
 class _MemoryCell:
     """Counts without locks: only the event loop writes, and a scrape may read at any time."""
 
-    __slots__ = ("_bounds", "bytes_received", "bytes_sent", "durations", "received", "seconds", "sent")
+    __slots__ = (
+        "_bounds",
+        "_empty",
+        "bytes_received",
+        "bytes_sent",
+        "durations",
+        "received",
+        "seconds",
+        "sent",
+    )
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
@@ -73,7 +82,7 @@ class _MemoryCell:
         self.received = [0] * (len(SIZES) + 1)
         self.sent = [0] * (len(SIZES) + 1)
         self.seconds = 0.0
-        self.bytes_received = self.bytes_sent = 0
+        self.bytes_received = self.bytes_sent = self._empty = 0
 
     def observe(self, seconds: float, received: int, sent: int) -> None:
         self.durations[bisect_left(self._bounds, seconds)] += 1
@@ -85,9 +94,13 @@ class _MemoryCell:
             self.bytes_received += received
 
     def all_received(self) -> list[int]:
-        """Return the counts of received bodies with the empty ones, which are not counted one by one."""
-        counts = list(self.received)
-        counts[0] += max(0, sum(self.durations) - sum(counts))
+        """Return the counts of received bodies with the empty ones, which are not counted one by one.
+
+        A request that is counted meanwhile may miss from them, and no count ever falls.
+        """
+        requests, counts = sum(self.durations), list(self.received)
+        self._empty = max(self._empty, requests - sum(counts))
+        counts[0] += self._empty
         return counts
 
 
