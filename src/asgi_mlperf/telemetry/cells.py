@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from asgi_mlperf.telemetry.instruments import Instruments
     from asgi_mlperf.telemetry.opentelemetry import Mirror
 
-SIZES = (100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
+SIZES = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
 _LABELS = ("http_request_method", "http_route", "http_response_status_code")
 _DURATION = (
     "http_server_request_duration_seconds",
