@@ -24,6 +24,7 @@ lint: $(VENV)/.ready
 
 types: $(VENV)/.ready
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 layers: $(VENV)/.ready
 	$(BIN)/lint-imports

@@ -4,7 +4,7 @@
 use and catch. Importing this package reads no environment, starts no thread and leaves gc alone.
 """
 
-from asgi_mlperf.declared import Batched, InferencePool, RemoteLimit
+from asgi_mlperf.declared import Batched, BatchedStream, InferencePool, RemoteLimit
 from asgi_mlperf.exceptions import (
     ASGIMLPerfError,
     BatchError,
@@ -27,6 +27,7 @@ __all__ = [
     "ASGIMLPerfError",
     "BatchError",
     "Batched",
+    "BatchedStream",
     "BodyRefused",
     "ClientLeft",
     "ConfigurationError",

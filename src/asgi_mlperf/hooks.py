@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Scope
 
 __all__ = [
+    "BatchObservers",
     "Clock",
     "Closer",
     "Exchange",
@@ -70,6 +71,24 @@ class PoolObservers:
     refused: Callable[[str], None]
     abandoned: Callable[[str], None]
     called: Callable[[ModelCall], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchObservers:
+    """Where the measurements of one batched function go.
+
+    Items per batch, the seconds from each item's arrival to its batch's start, seconds run, why a batch
+    held no more, the share of a padded batch that is padding, where batches run, and new starts after a
+    failure of the dispatcher.
+    """
+
+    size: Observer
+    linger: Observer
+    run: Observer
+    closed: Callable[[str], None]
+    padding: Callable[[float], None]
+    executor: Callable[[str], None]
+    restarted: Callable[[], None]
 
 
 _ANSWERED = frozenset({"GET", "HEAD"})

@@ -5,33 +5,34 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
-from asgi_mlperf.declared import (
-    Arguments,
-    Batched,
+from asgi_mlperf.declared.decorators import (
     BatchedDecorator,
-    InferencePool,
-    Item,
-    Priority,
-    RemoteLimit,
-    Result,
-    Results,
+    BatchedKeywords,
+    Collated,
+    CollatedDecorator,
+    Output,
+    SplitDecorator,
+    declared,
 )
+from asgi_mlperf.declared.pools import Arguments, InferencePool, Priority, RemoteLimit
 from asgi_mlperf.exceptions import NotRunning
 from asgi_mlperf.inference.engine import DEFAULT_POOL, LimitBounds
 from asgi_mlperf.inference.gate import PRIORITIES, PoolSettings
+from asgi_mlperf.inference.options import BatchOptions, ExecutorName, Retry
 from asgi_mlperf.lifespans import Lifespan, no_lifespan, normalized, on_event_lifespan
 from asgi_mlperf.middleware import PerfMiddleware
 from asgi_mlperf.runtime import Publisher, running, warmed_up_stock
 from asgi_mlperf.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from starlette.applications import Starlette
 
+    from asgi_mlperf.declared.batched import Batched, BatchedStream, Item, Result, Results
     from asgi_mlperf.hooks import Serving
     from asgi_mlperf.inference.engine import Engine
 
@@ -172,43 +173,99 @@ class Plugin:
 
     @overload
     def batched(
-        self,
-        func: Callable[[list[Item]], Results[Result]],
-        *,
-        max_size: int | None = None,
-        pool: InferencePool | None = None,
+        self, func: Callable[[list[Item]], Results[Result]], /, **options: Unpack[BatchedKeywords]
+    ) -> Batched[Item, Result]: ...
+    @overload
+    def batched(
+        self, func: Callable[[list[Item]], Awaitable[Results[Result]]], /, **options: Unpack[BatchedKeywords]
     ) -> Batched[Item, Result]: ...
     @overload
     def batched(
         self,
-        func: Callable[[list[Item]], Awaitable[Results[Result]]],
+        func: Callable[[list[Item]], Iterator[Results[Result]] | AsyncIterator[Results[Result]]],
+        /,
+        **options: Unpack[BatchedKeywords],
+    ) -> BatchedStream[Item, Result]: ...
+    @overload
+    def batched(
+        self,
+        *,
+        collate: Callable[[list[Item]], Collated],
+        split: Callable[[Output], Results[Result]],
+        **options: Unpack[BatchedKeywords],
+    ) -> SplitDecorator[Item, Collated, Output, Result]: ...
+    @overload
+    def batched(
+        self, *, collate: Callable[[list[Item]], Collated], **options: Unpack[BatchedKeywords]
+    ) -> CollatedDecorator[Item, Collated]: ...
+    @overload
+    def batched(
+        self, *, split: Callable[[Output], Results[Result]], **options: Unpack[BatchedKeywords]
+    ) -> SplitDecorator[Any, list[Any], Output, Result]: ...
+    @overload
+    def batched(self, **options: Unpack[BatchedKeywords]) -> BatchedDecorator: ...
+    def batched(
+        self,
+        func: Any = None,
         *,
         max_size: int | None = None,
         pool: InferencePool | None = None,
-    ) -> Batched[Item, Result]: ...
-    @overload
-    def batched(
-        self, *, max_size: int | None = None, pool: InferencePool | None = None
-    ) -> BatchedDecorator: ...
-    def batched(
-        self, func: Any = None, *, max_size: int | None = None, pool: InferencePool | None = None
+        executor: ExecutorName | None = None,
+        key: Callable[[Any], Hashable] | None = None,
+        cost: Callable[[Any], float] | None = None,
+        max_cost: float | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        split: Callable[[Any], Any] | None = None,
+        retry: Retry | None = None,
     ) -> Any:
         """Turn a function of a list into one of a single item that is run in batches.
 
         The function takes a list of items and returns one result per item, in order: a list, a tuple, an
-        array. While every inference thread is busy items gather; a free thread takes those that wait, at
-        most ``max_size`` (default ``ASGI_MLPERF_BATCHING__MAX_SIZE``). Nothing waits for a timer. An
-        exception returned in place of a result is raised to that item's caller alone; a raised one to
-        every caller of the batch. Several batches may run at once, in different threads: those of
-        ``pool``, else the default ones.
+        array. While there is no place to run, items gather; a free place takes those that wait, at most
+        ``max_size`` (default ``ASGI_MLPERF_BATCHING__MAX_SIZE``). Nothing waits for a timer. What could not
+        be done before its deadline is not begun, and a batch is cut so that all its items make theirs.
+
+        An exception returned in place of a result is raised to that item's caller alone; a raised one to
+        every caller of the batch, with a note that says so. ``retry="bisect"``, for functions that may be
+        called again with the same items, then tries the halves, until what raises is alone.
+
+        ``executor`` is where batches run: ``"thread"``, the inference threads of ``pool``, else the default
+        ones, several batches at once; ``"inline"``, on the event loop, for functions of well under a
+        millisecond; ``"auto"`` (default ``ASGI_MLPERF_BATCHING__EXECUTOR``), inline while batches take less
+        than ``ASGI_MLPERF_BATCHING__INLINE_BUDGET_MS``, as measured on threads first. A function that calls
+        back to the event loop (``anyio.from_thread``) needs ``"thread"``. Coroutine functions run on the
+        loop as tasks.
+
+        ``key(item)`` says what may share a batch: items of equal keys, which take turns. ``cost(item)`` and
+        ``max_cost`` bound a padded batch: the largest cost times the number of items; a dearer item is
+        refused with ``BatchError``. Both are called on the event loop for each item, and their exceptions
+        are the caller's. Items of a key are begun in the order of their arrival.
+
+        ``collate`` makes of the list what the function takes (``numpy.stack``), ``split`` makes of what it
+        returns one result per item; without it, arrays and tensors are split by rows. They run where the
+        function does.
+
+        A generator function yields lists of one chunk per item, and ``async for chunk in predict(item)``
+        takes them as they come; an exception in place of a chunk ends that item's stream, ``StopIteration``
+        without an error.
         """
-        size = self.settings.batching.max_size if max_size is None else max_size
-        if size < 1:
-            raise ValueError(f"max_size is the number of items in a batch, at least 1, not {size}")
-        decorator = BatchedDecorator(
-            self._engine, max_size=size, pool=DEFAULT_POOL if pool is None else pool.name
+        settings = self.settings.batching
+        options = BatchOptions(
+            max_size=settings.max_size if max_size is None else max_size,
+            pool=DEFAULT_POOL if pool is None else pool.name,
+            executor=executor,
+            default_executor=settings.executor,
+            inline_budget_s=settings.inline_budget_ms / 1000,
+            key=key,
+            cost=cost,
+            max_cost=max_cost,
+            collate=collate,
+            split=split,
+            retry=retry,
         )
-        return decorator if func is None else decorator(func)
+        if func is None:
+            return BatchedDecorator(self._engine, options)
+        return declared(self._engine, func, options)
 
     def warmup(self, func: Function) -> Function:
         """Call ``func`` at start-up after the app's lifespan, before the heap is frozen and traffic comes.

@@ -16,8 +16,8 @@ from asgi_mlperf.exceptions import ConfigurationError
 from asgi_mlperf.garbage.settings import GarbageSettings
 from asgi_mlperf.health import HealthSettings
 from asgi_mlperf.host.threads import ThreadSettings
-from asgi_mlperf.inference.batching import BatchingSettings
 from asgi_mlperf.inference.gate import PoolSettings
+from asgi_mlperf.inference.options import BatchingSettings
 from asgi_mlperf.telemetry.settings import MetricsSettings
 from asgi_mlperf.telemetry.tracing import TracingSettings
 from asgi_mlperf.wire.responses import JSONSettings

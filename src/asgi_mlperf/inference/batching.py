@@ -3,106 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-import inspect
+import logging
 import math
-from collections import OrderedDict
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from asgi_mlperf.exceptions import BatchError, DeadlineExceeded, Overloaded
+from asgi_mlperf.exceptions import BatchError
+from asgi_mlperf.inference.backlog import Backlog, Item, Room
+from asgi_mlperf.inference.batches import Batch
+from asgi_mlperf.inference.costs import BatchCost
 from asgi_mlperf.inference.deadlines import clock
 from asgi_mlperf.inference.gate import level_of
-from asgi_mlperf.inference.waiting import Waiter, name_of
-from asgi_mlperf.inference.work import Seat
+from asgi_mlperf.inference.options import runs_on_loop
+from asgi_mlperf.inference.results import computing, copy_of
+from asgi_mlperf.inference.waiting import name_of
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Hashable
 
-    from asgi_mlperf.hooks import Observer
+    from asgi_mlperf.hooks import BatchObservers
     from asgi_mlperf.inference.admission import ServiceTime
-    from asgi_mlperf.inference.executors import Outcome
+    from asgi_mlperf.inference.options import BatchOptions
+    from asgi_mlperf.inference.placement import Meter, Placement
     from asgi_mlperf.inference.pool import Pool
 
+log = logging.getLogger("asgi_mlperf")
 
-class BatchingSettings(BaseModel):
-    """Defaults of ``plugin.batched``."""
+AnItem = TypeVar("AnItem", bound=Item)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_size: int = Field(default=32, ge=1, description="items that one batch may hold")
-
-
-class Item(Waiter):
-    """One item, waited for by one caller."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any, *, name: str, queued_at: float, deadline: float) -> None:
-        """Wait for the result of ``value``."""
-        super().__init__(name, queued_at=queued_at, deadline=deadline)
-        self.value = value
-
-
-class Batch:
-    """One place in the pool's queue; which items it runs is decided when its slot is there."""
-
-    def __init__(self, batcher: Batcher, *, queued_at: float, level: int, pool: str) -> None:
-        """Ask for a place for ``batcher``'s function."""
-        self.name = batcher.name
-        self.deadline = math.inf  # each item has its own
-        self.queued_at = queued_at
-        self.level = level
-        self.context = batcher.context.copy()
-        self.service = batcher.service
-        self.seat = Seat(pool)
-        self._batcher = batcher
-        self._items: list[Item] = []
-
-    def begin(self, now: float) -> Callable[[], Any] | None:
-        """Take the items that wait now."""
-        self._items = self._batcher.take(now)
-        if not self._items:
-            return None
-        for item in self._items:
-            item.started_at, item.batch_size = now, len(self._items)
-        self.seat.deadline = max(item.deadline for item in self._items)
-        return partial(_call, self._batcher.func, [item.value for item in self._items], self.seat)
-
-    def waited(self, now: float) -> Iterable[float]:
-        """Return the wait of each item."""
-        return [now - item.queued_at for item in self._items]
-
-    def finish(self, outcome: Outcome) -> None:
-        """Give each caller its own result or its own error."""
-        if outcome.error is not None:
-            self._settle_all(outcome.error)
-            return
-        try:
-            results = results_of(outcome.result, len(self._items), self._batcher.func)
-        except BatchError as error:
-            self._settle_all(error)
-            return
-        for item, result in zip(self._items, results, strict=True):
-            if isinstance(result, BaseException):
-                item.settle(None, result)
-            else:
-                item.settle(result, None)
-
-    def fail(self, error: Exception) -> None:
-        """Give the error to the callers of this batch, or of the one that it would have become."""
-        if self._items:
-            self._settle_all(error)
-        else:
-            self._batcher.fail_waiting(error)
-
-    def _settle_all(self, error: BaseException) -> None:
-        alone = len(self._items) == 1
-        for item in self._items:
-            item.settle(None, error if alone else copy_of(error))
+_QUIET_TURNS = 2
+_FIRST_RESTART_S = 0.1
+_LONGEST_RESTART_S = 10.0
 
 
 class Batcher:
@@ -112,124 +43,206 @@ class Batcher:
     others; batches of one function may run in several slots at once.
     """
 
+    batch_type: type[Batch] = Batch
+
     def __init__(
         self,
-        func: Callable[[list[Any]], Any],
+        func: Callable[[Any], Any],
+        options: BatchOptions,
         *,
-        max_size: int,
         pool: Pool,
-        sizes: Observer,
+        placement: Placement,
+        observers: BatchObservers,
         context: contextvars.Context,
     ) -> None:
-        """Batches run with ``context``, not with a caller's; ``sizes`` observes how large they are."""
+        """Batches run with ``context``, not with a caller's, where ``placement`` says."""
         self.func = func
         self.name = name_of(func)
         self.context = context
-        self._max_size = max_size
-        self._pool = pool
-        self._sizes = sizes
-        self._waiting: OrderedDict[int, Item] = OrderedDict()
+        self.compute = computing(func, options)
+        self.placement = placement
+        self.down: str | None = None
+        self.options = options
+        self.pool = pool
+        self._observers = observers
+        self._waiting = Backlog()
+        self._cost = BatchCost()
         self._place: Batch | None = None
+        self._gathering = False
+        self._quiet_turns = 0
+        self._arrived = self._arrived_before = 0
+        self._ran_inline: bool | None = None
+        self._elsewhere = "task" if runs_on_loop(func) else "thread"
+        self._restart: asyncio.TimerHandle | None = None
+        self._restart_s = _FIRST_RESTART_S
+        self._context_of_turns = context.copy()
 
     @property
     def service(self) -> ServiceTime:
         """What a batch takes, as the pool knows it: it forgets what it learnt before the app served."""
-        return self._pool.service(self.name)
+        return self.pool.service(self.name)
 
     async def submit(self, value: Any, timeout_s: float | None) -> Any:
         """Wait for the result of one item."""
-        now = clock()
-        self._pool.refuse_own(self.name)
-        deadline = self._pool.deadline(now, timeout_s, self.name)
-        self._pool.check(
-            waiting=len(self._waiting), batch=self._max_size, deadline=deadline, service=self.service
-        )
-        item = Item(value, name=self.name, queued_at=now, deadline=deadline)
-        self._waiting[id(item)] = item
-        self._ask_for_slot(now)
+        item = self.enter(Item, value, timeout_s)
         try:
-            return await self._pool.result(item)
+            return await self.pool.result(item)
         finally:
-            self._waiting.pop(id(item), None)
+            self._waiting.remove(item)
 
-    def take(self, now: float) -> list[Item]:
-        """Form a batch from the oldest items that somebody still waits for."""
+    def enter(self, kind: type[AnItem], value: Any, timeout_s: float | None) -> AnItem:
+        """Let one item wait; raise if it may not."""
+        now = clock()
+        self.pool.refuse_own(self.name)
+        deadline = self.pool.deadline(now, timeout_s, self.name)
+        if self.down:
+            raise self.pool.refusal("restarting")
+        self.pool.check(
+            waiting=len(self._waiting), batch=self.options.max_size, deadline=deadline, service=self.service
+        )
+        key, cost = self._labels(value)
+        item = kind(value, name=self.name, queued_at=now, deadline=deadline, key=key, cost=cost)
+        self._waiting.add(item)
+        self._arrived += 1
+        if self._place is None:
+            self._ask(now)
+        return item
+
+    def leave(self, item: Item) -> None:
+        """Forget ``item``, which nobody waits for any more."""
+        self._waiting.remove(item)
+
+    def room(self, *, is_retry: bool) -> float:
+        """Return how large the next batch may be inline, 0 where it is to use a thread."""
+        if is_retry:
+            return 0.0 if self.placement.metered else self.placement.room(1.0, 1.0)
+        if not self._waiting:
+            return 0.0
+        least, wanted = self._waiting.next_up(self.options.max_size)
+        return self.placement.room(least, min(wanted, self.options.budget))
+
+    def take(self, now: float, inline_size: float, items: list[Item]) -> float:
+        """Move to ``items`` a batch of the oldest that somebody still waits for; return its padded size."""
         self._place = None
-        taken: list[Item] = []
-        while self._waiting and len(taken) < self._max_size:
-            _, item = self._waiting.popitem(last=False)
-            if item.deadline <= now:
-                item.settle(None, DeadlineExceeded(f"{self.name} was not begun before the item's deadline"))
-            if not item.future.done() and not item.left:
-                taken.append(item)
-        if taken:
-            self._sizes.observe(len(taken))
+        options, cost = self.options, self._cost
+        largest = options.max_size if options.cost is None else options.budget
+        room = Room(
+            options.max_size, options.budget, inline_size or math.inf, cost.likely, cost.likely(largest)
+        )
+        size, reason = self._waiting.take(now, room, items)
         if self._waiting:
-            self._ask_for_slot(now)
-        return taken
+            self._ask(now)
+        if items:
+            self._observers.closed(reason)
+        else:
+            cost.doubt()
+        return size
+
+    def note(self, now: float, items: list[Item], size: float, *, inline: bool) -> None:
+        """Measure a batch that begins."""
+        self._observers.size.observe(len(items))
+        for item in items:
+            item.started_at, item.batch_size = now, len(items)
+            self._observers.linger.observe(now - item.queued_at)
+        if self.options.cost is not None and size:
+            self._observers.padding(1 - sum(item.cost for item in items) / size)
+        if inline is not self._ran_inline:
+            self._ran_inline = inline
+            self._observers.executor("inline" if inline else self._elsewhere)
+
+    def learn(self, size: float, seconds: float, meter: Meter | None, *, inline: bool) -> None:
+        """Learn what a batch took."""
+        self._observers.run.observe(seconds)
+        self._cost.observe(size, seconds)
+        if meter is not None:
+            self.placement.observe(size, meter, inline=inline)
+        self._restart_s = _FIRST_RESTART_S
+
+    def retries(self, error: BaseException) -> bool:
+        """Say whether the items of a batch that raised ``error`` are tried again in smaller ones."""
+        return (
+            self.options.retry is not None
+            and isinstance(error, Exception)
+            and not isinstance(error, BatchError)
+        )
+
+    def retry(self, items: list[Item], level: int) -> None:
+        """Run ``items`` as a batch of their own."""
+        self.pool.announce()
+        self.pool.submit_announced(self.batch_type(self, queued_at=clock(), level=level, items=items))
 
     def fail_waiting(self, error: Exception) -> None:
         """Give every waiting item the error: there will be no slot."""
         self._place = None
-        while self._waiting:
-            _, item = self._waiting.popitem(last=False)
+        for item in self._waiting.clear():
             item.settle(None, copy_of(error))
 
-    def _ask_for_slot(self, now: float) -> None:
-        if self._place is None:
-            self._place = Batch(self, queued_at=now, level=level_of(None), pool=self._pool.name)
-            # A step later, so that items that arrive together share a batch.
-            asyncio.get_running_loop().call_soon(self._submit, self._place)
+    def crashed(self, error: Exception) -> BatchError:
+        """Fail what waits and begin anew after a while; return the error for the callers."""
+        log.error("the dispatcher of %s failed, and starts again", self.name, exc_info=error)
+        failure = BatchError(f"the dispatcher of {self.name} failed: {error!r}")
+        failure.__cause__ = error
+        if self._gathering:
+            self._gathering = False
+            self.pool.retract()
+        self.fail_waiting(failure)
+        self._waiting = Backlog()
+        if self.down is None:
+            self.down = f"the batches of {self.name} start again after a failure"
+            later = asyncio.get_running_loop().call_later
+            self._restart = later(self._restart_s, self._begin_anew, context=self.context.copy())
+            self._restart_s = min(2 * self._restart_s, _LONGEST_RESTART_S)
+        return failure
 
-    def _submit(self, place: Batch) -> None:
+    def close(self) -> None:
+        """Leave no timer behind."""
+        if self._restart is not None:
+            self._restart.cancel()
+
+    def _begin_anew(self) -> None:
+        self.down = None
+        self._observers.restarted()
+
+    def _labels(self, value: Any) -> tuple[Hashable, float]:
+        options = self.options
+        key = None if options.key is None else options.key(value)
+        if options.cost is None:
+            return key, 1.0
+        cost = options.cost(value)
+        if not 0 <= cost <= options.budget:
+            raise BatchError(
+                f"an item of {self.name} costs {cost}, and a whole batch may cost {options.budget} (max_cost)"
+            )
+        return key, cost
+
+    def _ask(self, now: float) -> None:
+        """Ask for a slot, once what arrives at the same time is there too."""
+        self._place = self.batch_type(self, queued_at=now, level=level_of(None), items=[])
+        self._gathering = True
+        self._quiet_turns, self._arrived_before = 0, self._arrived
+        self.pool.announce()
+        self._next_turn(self._place)
+
+    def _next_turn(self, place: Batch) -> None:
+        asyncio.get_running_loop().call_soon(self._gather, place, context=self._context_of_turns)
+
+    def _gather(self, place: Batch) -> None:
+        if place is not self._place:
+            return  # all has begun anew since
         try:
-            self._pool.submit(place, bounded=False)
-        except Overloaded as error:
-            place.fail(error)
+            gathered = self._gathered()
+        except Exception as error:  # noqa: BLE001 - supervised: the callers are told
+            self.crashed(error)
+            return
+        if gathered:
+            self._gathering = False
+            self.pool.submit_announced(place)
+        else:
+            self._next_turn(place)
 
-
-def _call(func: Callable[[list[Any]], Any], values: list[Any], seat: Seat) -> Any:
-    seat.take()
-    return func(values)
-
-
-def copy_of(error: BaseException) -> BaseException:
-    """Return an error of one's own where it can be had: tracebacks and notes must not cross callers."""
-    try:
-        own = copy.copy(error)
-    except Exception:  # noqa: BLE001 - not every error can be made again from its arguments
-        return error
-    if type(own) is not type(error):
-        return error
-    own.__cause__, own.__suppress_context__ = error.__cause__, error.__suppress_context__
-    return own.with_traceback(error.__traceback__)
-
-
-def results_of(results: Any, count: int, func: Callable[..., Any]) -> list[Any]:
-    """Check that ``results`` is one result per item, in order: a list, a tuple, an array or a tensor."""
-    name = name_of(func)
-    if inspect.iscoroutine(results):
-        results.close()
-    is_sequence = hasattr(results, "__len__") and hasattr(results, "__getitem__")
-    if not is_sequence or isinstance(results, str | bytes | bytearray) or hasattr(results, "keys"):
-        raise BatchError(
-            f"{name} returned {type(results).__name__}; a batched function takes a list and returns a list "
-            f"of the same length"
-        )
-    try:
-        checked = list(results)
-    except Exception as error:
-        raise BatchError(
-            f"{name} returned a {type(results).__name__} that cannot be read: {error}"
-        ) from error
-    if len(checked) != count:
-        raise BatchError(
-            f"{name} returned {len(checked)} results for {count} items; a batched function returns one "
-            f"result per item, in order"
-        )
-    return checked
-
-
-def is_coroutine_function(func: Callable[..., Any]) -> bool:
-    """Say whether calling ``func`` gives a coroutine, also for objects with an async ``__call__``."""
-    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004
+    def _gathered(self) -> bool:
+        """Say whether a batch is there, or two turns of the loop brought nothing more."""
+        quiet = self._arrived == self._arrived_before
+        self._quiet_turns = self._quiet_turns + 1 if quiet else 0
+        self._arrived_before = self._arrived
+        return self._quiet_turns >= _QUIET_TURNS or len(self._waiting) >= self.options.max_size

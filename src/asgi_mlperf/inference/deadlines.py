@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _ENVOY = b"x-envoy-expected-rq-timeout-ms"
 _GRPC = b"grpc-timeout"
+_STANDARD = frozenset({_ENVOY, _GRPC})
 _GRPC_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _LONGEST_DIGITS = 10
 
@@ -40,12 +41,11 @@ def deadline_of(exchange: Exchange | None, header: bytes) -> float:
     """
     if exchange is None or exchange.ended:
         return math.inf
-    seconds = [
-        _milliseconds(value) if name in (header, _ENVOY) else _grpc(value)
-        for name, value in exchange.scope["headers"]
-        if name in (header, _ENVOY, _GRPC)
-    ]
-    return exchange.started_at + min(seconds, default=math.inf)
+    seconds = math.inf
+    for name, value in exchange.scope["headers"]:
+        if name == header or name in _STANDARD:
+            seconds = min(seconds, _grpc(value) if name == _GRPC else _milliseconds(value))
+    return exchange.started_at + seconds
 
 
 def _milliseconds(value: bytes) -> float:

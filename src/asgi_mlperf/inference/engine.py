@@ -7,18 +7,25 @@ import contextvars
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
-from asgi_mlperf.inference.batching import Batcher, is_coroutine_function
-from asgi_mlperf.inference.executors import InlineExecutor, ThreadExecutor
+from asgi_mlperf.inference.batching import Batcher
+from asgi_mlperf.inference.deadlines import clock
+from asgi_mlperf.inference.executors import InlineExecutor, TaskExecutor, ThreadExecutor
 from asgi_mlperf.inference.limits import AdaptiveLimit, Gradient
+from asgi_mlperf.inference.options import is_generator_function, runs_on_loop
+from asgi_mlperf.inference.placement import AutoPlacement, FixedPlacement
 from asgi_mlperf.inference.pool import Pool
+from asgi_mlperf.inference.streams import StreamBatcher
 from asgi_mlperf.inference.waiting import name_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    from asgi_mlperf.hooks import Observer, PoolObservers
+    from asgi_mlperf.hooks import BatchObservers, PoolObservers
     from asgi_mlperf.inference.gate import Gate, PoolSettings
+    from asgi_mlperf.inference.options import BatchOptions
+    from asgi_mlperf.inference.placement import Placement
 
 DEFAULT_POOL = "default"
 _CONCURRENT_BATCHES = 8
@@ -37,7 +44,7 @@ class Engine:
     """What runs model calls while the plugin runs on an event loop.
 
     ``pools`` gives the settings of each pool by name, ``threads`` that of the default one; each call runs
-    through ``around_job``.
+    through ``around_job``, on the event loop through ``around_inline``.
     """
 
     def __init__(
@@ -47,34 +54,38 @@ class Engine:
         threads: int,
         around_job: Callable[[Callable[[], Any]], Any],
         observers: Callable[[str], PoolObservers],
-        batch_sizes: Callable[[str], Observer],
+        around_inline: Callable[[Callable[[], Any]], Any],
+        batch_observers: Callable[[str], BatchObservers],
     ) -> None:
         """Prepare; use within ``lifespan``."""
         self._settings = pools[DEFAULT_POOL]
         self._observers = observers
-        self._batch_sizes = batch_sizes
+        self._batch_observers = batch_observers
+        self._batchers: WeakSet[Batcher] = WeakSet()
         # One for all batches: a batch belongs to none of its callers.
         self._context = contextvars.copy_context()
         self._joined: list[Gate[Any]] = []
         self._closed = False
+        self._inline = InlineExecutor(around_job=around_inline)
+        self._tasks = TaskExecutor()
         self._pools = {
             name: Pool(
                 settings,
                 name=name,
                 slots=settings.threads or threads,
                 executor=ThreadExecutor(settings.threads or threads, around_job=around_job),
+                inline=self._inline,
                 observers=observers(name),
             )
             for name, settings in pools.items()
         }
-        self._inline = InlineExecutor()
         self._serving = False
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[Engine]:
         """Run calls inside this block."""
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._inline.lifespan())
+            await stack.enter_async_context(self._tasks.lifespan())
             stack.callback(self.close)
             for pool in self._pools.values():
                 await stack.enter_async_context(pool.lifespan())
@@ -84,25 +95,34 @@ class Engine:
         """Return a pool by its name."""
         return self._pools[name]
 
-    def batcher(self, func: Callable[[list[Any]], Any], *, max_size: int, pool: str) -> Batcher:
+    def batcher(self, func: Callable[[Any], Any], options: BatchOptions) -> Batcher:
         """Return a new batcher of ``func``, in a pool; a coroutine function gets slots of its own.
 
         So a coroutine function may use the pools without waiting for a slot that it holds itself.
         """
         name = name_of(func)
-        if is_coroutine_function(func):
-            runs_in = Pool(
-                self._settings,
-                name=name,
-                slots=_CONCURRENT_BATCHES,
-                executor=self._inline,
-                observers=self._observers(name),
-            )
-            self._join(runs_in)
-        else:
-            runs_in = self._pools[pool]
-        sizes = self._batch_sizes(name)
-        return Batcher(func, max_size=max_size, pool=runs_in, sizes=sizes, context=self._context)
+        kind = StreamBatcher if is_generator_function(func) else Batcher
+        batcher = kind(
+            func,
+            options,
+            pool=self._pool_of_tasks(name) if runs_on_loop(func) else self._pools[options.pool],
+            placement=_placement(func, options),
+            observers=self._batch_observers(name),
+            context=self._context,
+        )
+        self._batchers.add(batcher)
+        return batcher
+
+    def _pool_of_tasks(self, name: str) -> Pool:
+        pool = Pool(
+            self._settings,
+            name=name,
+            slots=_CONCURRENT_BATCHES,
+            executor=self._tasks,
+            observers=self._observers(name),
+        )
+        self._join(pool)
+        return pool
 
     def limit(self, name: str, bounds: LimitBounds) -> AdaptiveLimit:
         """Return a new adaptive limit."""
@@ -118,8 +138,11 @@ class Engine:
             gate.serve()
 
     def stuck(self) -> list[str]:
-        """Say which pools are stuck, in which call, for how long and where."""
-        return [reason for pool in self._pools.values() if (reason := pool.stuck())]
+        """Say which pools are stuck, in which call, for how long and where, and which batches are down."""
+        return [
+            *(reason for pool in self._pools.values() if (reason := pool.stuck())),
+            *(batcher.down for batcher in self._batchers if batcher.down),
+        ]
 
     async def drain(self, timeout_s: float) -> None:
         """Let running and waiting calls finish, at most ``timeout_s`` seconds."""
@@ -130,6 +153,8 @@ class Engine:
         self._closed = True
         for gate in self._gates():
             gate.close()
+        for batcher in self._batchers:
+            batcher.close()
 
     def _join(self, gate: Gate[Any]) -> None:
         self._joined.append(gate)
@@ -140,3 +165,12 @@ class Engine:
 
     def _gates(self) -> list[Gate[Any]]:
         return [*self._pools.values(), *self._joined]
+
+
+def _placement(func: Callable[..., Any], options: BatchOptions) -> Placement:
+    executor = options.executor or options.default_executor
+    if is_generator_function(func) or runs_on_loop(func) or executor == "thread":
+        return FixedPlacement(inline=False)
+    if executor == "inline":
+        return FixedPlacement(inline=True)
+    return AutoPlacement(options.inline_budget_s, clock=clock)

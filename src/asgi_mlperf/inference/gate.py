@@ -15,6 +15,7 @@ from asgi_mlperf.exceptions import DeadlineExceeded, Overloaded
 from asgi_mlperf.hooks import ModelCall, current_exchange
 from asgi_mlperf.inference.admission import Admission, Refusal, ServiceTime, Turn, Waiting
 from asgi_mlperf.inference.deadlines import clock, current_deadline, deadline_of
+from asgi_mlperf.inference.waiting import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,7 @@ _REFUSALS = {
     "queue_full": "overloaded: the queue is full",
     "too_late": "overloaded: the queue is too long for the deadline",
     "shutting_down": "shutting down",
+    "restarting": "overloaded: starting again after a failure",
 }
 
 
@@ -90,6 +92,7 @@ class Gate(abc.ABC, Generic[Work]):
         self._header = settings.deadline_header.lower().encode()
         self._admission: Admission[Work] = Admission(slots=slots, max_queue=settings.max_queue)
         self._services: dict[str, ServiceTime] = {}
+        self.patience = Patience()
         self._unlogged = 0
         self._logged_at = -math.inf
 
@@ -144,7 +147,7 @@ class Gate(abc.ABC, Generic[Work]):
         if called is not None and not waiter.started_at:
             waiter.behind = self.ahead()
         try:
-            return await waiter.wait()
+            return await waiter.wait(self.patience)
         finally:
             if waiter.reason:
                 self.observers.abandoned(waiter.reason)
@@ -192,11 +195,13 @@ class Gate(abc.ABC, Generic[Work]):
         if self.closed:
             raise self.refusal("shutting_down")
         free = self._admission.slots - self._admission.running
+        if free > 0 and waiting < min(batch, self._max_queue):
+            return
         if waiting >= self._max_queue + free * batch:
             raise self.refusal("queue_full")
         batches_before = waiting // batch / self._admission.slots
         wait_s = self._admission.expected_wait_s(0) + batches_before * service.mean
-        if not free and clock() + wait_s + service.likely > deadline:
+        if not (free > 0 and waiting < batch) and clock() + wait_s + service.likely > deadline:
             raise self.refusal("too_late")
 
     def refusal(self, reason: str) -> Overloaded:
@@ -217,6 +222,7 @@ class Gate(abc.ABC, Generic[Work]):
         self.closed = True
         for work in self._admission.clear():
             work.fail(self.refusal("shutting_down"))
+        self.patience.close()
         self.observers.queue_length(0)
 
     def _release(self, done: Work | None = None, seconds: float = 0.0) -> None:

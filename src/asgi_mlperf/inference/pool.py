@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from asgi_mlperf.exceptions import Overloaded
 from asgi_mlperf.inference.deadlines import clock
 from asgi_mlperf.inference.gate import Gate, PoolSettings, level_of
 from asgi_mlperf.inference.waiting import name_of
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from asgi_mlperf.hooks import PoolObservers
-    from asgi_mlperf.inference.executors import Executor, Outcome
+    from asgi_mlperf.inference.executors import Executor, InlineExecutor, Outcome
 
 log = logging.getLogger("asgi_mlperf")
 
@@ -40,14 +41,17 @@ class Pool(Gate[Work]):
         name: str,
         slots: int,
         executor: Executor,
+        inline: InlineExecutor | None = None,
         observers: PoolObservers,
     ) -> None:
-        """Prepare; use within ``lifespan``."""
+        """Prepare; use within ``lifespan``. Work that may run on the event loop runs on ``inline``."""
         super().__init__(settings, name=name, slots=slots, observers=observers)
         self._slots = slots
         self._stuck_s = settings.stuck_ms / 1000
         self._executor = executor
+        self._inline = inline
         self._running: dict[Work, float] = {}
+        self._announced = 0
         self._at_rest = asyncio.Event()
 
     @asynccontextmanager
@@ -94,7 +98,7 @@ class Pool(Gate[Work]):
     async def drain(self, timeout_s: float) -> None:
         """Wait until nothing runs or waits, at most ``timeout_s`` seconds."""
         with anyio.move_on_after(timeout_s):
-            while self._running:
+            while self._admission.running or self._announced:
                 self._at_rest.clear()
                 await self._at_rest.wait()
         if self._running:
@@ -120,17 +124,44 @@ class Pool(Gate[Work]):
         names = Counter(work.name for work in self._running)
         return ", ".join(f"{count} of {name}" for name, count in names.items()) + " running"
 
+    def announce(self) -> None:
+        """Expect a ``submit`` before the pool is at rest."""
+        self._announced += 1
+
+    def submit_announced(self, work: Work) -> None:
+        """Submit, whatever the length of the queue, what was announced."""
+        try:
+            self.submit(work, bounded=False)
+        except Overloaded as error:
+            work.fail(error)
+        self.retract()
+
+    def retract(self) -> None:
+        """Expect one submission less."""
+        self._announced -= 1
+        self._look_at_rest()
+
     def _start(self, work: Work) -> None:
+        if self._inline is not None and work.wants_turn():
+            self._inline.in_turn(partial(self._begin, work))
+        else:
+            self._begin(work)
+
+    def _begin(self, work: Work) -> None:
         started = clock()
-        job = work.begin(started)
+        if self.closed:
+            work.fail(self.refusal("shutting_down"))
+        job = None if self.closed else work.begin(started)
         if job is None:
             self._release()
+            self._look_at_rest()
             return
-        for seconds in work.waited(started):
-            self.observers.wait.observe(seconds)
+        executor = self._inline if self._inline is not None and work.inline else self._executor
+        for queued_at in work.arrivals():
+            self.observers.wait.observe(started - queued_at)
         self._running[work] = started
         self.observers.running(len(self._running))
-        self._executor.start(job, work.context, partial(self._ended, work))
+        executor.start(job, work.context, partial(self._ended, work))
 
     def _ended(self, work: Work, outcome: Outcome) -> None:
         seconds = clock() - self._running.pop(work)
@@ -141,7 +172,10 @@ class Pool(Gate[Work]):
         except Exception as error:  # noqa: BLE001 - whatever the result does when it is looked at
             work.fail(error)
         self._release(work, seconds)
-        if not self._running:
+        self._look_at_rest()
+
+    def _look_at_rest(self) -> None:
+        if not self._admission.running and not self._announced:
             self._at_rest.set()
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import deque
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from asgi_mlperf.exceptions import ClientLeft, DeadlineExceeded
 from asgi_mlperf.hooks import current_exchange
+from asgi_mlperf.inference.deadlines import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_WATCH_AFTER_S = 0.005
+    from asgi_mlperf.hooks import Exchange
+
+_LONG_S = 0.005
 
 
 class _Over:
@@ -26,13 +31,56 @@ class _Over:
 _OVER = _Over()
 
 
+class Patience:
+    """Looks after the waits that get long: its one timer spares short ones a timer of their own."""
+
+    def __init__(self) -> None:
+        """Begin without a timer; there is one while somebody waits, and up to 5 ms longer."""
+        self._short: deque[Waiter] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._context = Context()  # the timer belongs to no caller, and must not keep one's variables
+
+    def mind(self, waiter: Waiter) -> None:
+        """Mind the deadline of ``waiter``, and after 5 ms also whether its client has left."""
+        if waiter.deadline - waiter.queued_at < 2 * _LONG_S:
+            waiter.expire_in_time(waiter.queued_at)
+            return
+        self._short.append(waiter)
+        if self._timer is None:
+            self._look_in(_LONG_S)
+
+    def close(self) -> None:
+        """Mind nobody any more."""
+        self._short.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look_in(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look, context=self._context)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = clock()
+        while self._short and self._short[0].queued_at + _LONG_S <= now:
+            waiter = self._short.popleft()
+            if not waiter.future.done():
+                waiter.expire_in_time(now)
+                waiter.watch_departure()
+        if self._short:
+            self._look_in(self._short[0].queued_at + _LONG_S - now)
+
+
 class Waiter:
     """One caller and its future; ``name`` is what it waits for, ``deadline`` is on the pool's clock."""
 
     __slots__ = (
+        "_stop_watching",
+        "_timer",
         "batch_size",
         "behind",
         "deadline",
+        "exchange",
         "future",
         "left",
         "name",
@@ -46,23 +94,21 @@ class Waiter:
         self.name = name
         self.queued_at = queued_at
         self.deadline = deadline
+        self.exchange: Exchange | None = current_exchange.get()
         self.reason = self.behind = ""
         self.started_at = 0.0
         self.batch_size = 0
         self.left = False
         self.future: asyncio.Future[Any] | _Over = asyncio.get_running_loop().create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._stop_watching: Callable[[], None] | None = None
 
-    async def wait(self) -> Any:
+    async def wait(self, patience: Patience) -> Any:
         """Return the result or raise the error; afterwards ``reason`` says why it was given up, if it was.
 
         A client that leaves is noticed from 5 ms on, so that a short call pays nothing for it.
         """
-        loop = asyncio.get_running_loop()
-        watch: list[Callable[[], None]] = []
-        departure = loop.call_later(_WATCH_AFTER_S, self._watch, watch)
-        expiry = None
-        if self.deadline != math.inf:
-            expiry = loop.call_later(self.deadline - self.queued_at, self._expire)
+        patience.mind(self)
         future = cast("asyncio.Future[Any]", self.future)
         try:
             return await future
@@ -71,13 +117,38 @@ class Waiter:
             raise
         finally:
             del future
-            departure.cancel()
-            if expiry is not None:
-                expiry.cancel()
-            for stop in watch:
-                stop()
-            # An error's traceback holds this frame: without the future there is no way back to the error.
-            self.future = _OVER
+            self.end()
+
+    def end(self) -> None:
+        """Stop minding; the wait is over.
+
+        An error's traceback holds the frame that waited: without the future no way leads back to the error.
+        """
+        self.future = _OVER
+        self.exchange = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._stop_watching is not None:
+            self._stop_watching()
+            self._stop_watching = None
+
+    def expire_in_time(self, now: float) -> None:
+        """Give up at the deadline, if there is one."""
+        if self.deadline != math.inf:
+            self._timer = asyncio.get_running_loop().call_later(self.deadline - now, self._expire)
+
+    def watch_departure(self) -> None:
+        """Give up when the client leaves, if it is a request's."""
+        exchange = self.exchange
+        if exchange is not None and not exchange.ended:
+            self._stop_watching = exchange.on_departure(self._leave)
+
+    def give_up(self, reason: str, error: Exception) -> None:
+        """Raise ``error`` to the caller, who waits no longer for this ``reason``."""
+        if not self.future.done():
+            self.reason = reason
+            self.settle(None, error)
 
     def settle(self, result: Any, error: BaseException | None) -> None:
         """End the wait, unless it has ended already."""
@@ -93,24 +164,13 @@ class Waiter:
             self.future.set_exception(error)
 
     def _expire(self) -> None:
-        self._give_up("deadline", DeadlineExceeded(f"{self.name} did not finish before its deadline"))
+        self.give_up("deadline", DeadlineExceeded(f"{self.name} did not finish before its deadline"))
 
     def _leave(self) -> None:
-        exchange = current_exchange.get()
-        if exchange is not None and exchange.app_hears_of_departures:
+        if self.exchange is not None and self.exchange.app_hears_of_departures:
             self.left = True
             return
-        self._give_up("client_left", ClientLeft(f"the client left while {self.name} waited or ran"))
-
-    def _give_up(self, reason: str, error: Exception) -> None:
-        if not self.future.done():
-            self.reason = reason
-            self.settle(None, error)
-
-    def _watch(self, watch: list[Callable[[], None]]) -> None:
-        exchange = current_exchange.get()
-        if exchange is not None and not exchange.ended:
-            watch.append(exchange.on_departure(self._leave))
+        self.give_up("client_left", ClientLeft(f"the client left while {self.name} waited or ran"))
 
 
 def name_of(func: Callable[..., Any]) -> str:

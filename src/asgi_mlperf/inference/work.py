@@ -14,7 +14,7 @@ from asgi_mlperf.inference.deadlines import current_deadline
 from asgi_mlperf.inference.waiting import Waiter, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from asgi_mlperf.inference.admission import ServiceTime
     from asgi_mlperf.inference.executors import Outcome
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Work(Protocol):
     """Something that needs a slot; ``begin`` decides at the last moment what is run in it.
 
-    ``seat`` knows the thread that runs it, as soon as one does; ``service`` what such work takes.
+    ``inline`` says, once begun, whether the job is to run on the event loop. ``seat`` knows the thread that
+    runs it, as soon as one does; ``service`` what such work takes.
     """
 
     name: str
@@ -33,12 +34,16 @@ class Work(Protocol):
     context: contextvars.Context
     service: ServiceTime
     seat: Seat
+    inline: bool
+
+    def wants_turn(self) -> bool:
+        """Say, once there is a slot, whether it may run on the event loop, in a turn of its own."""
 
     def begin(self, now: float) -> Callable[[], Any] | None:
         """Return the job, or None when nothing is left to do."""
 
-    def waited(self, now: float) -> Iterable[float]:
-        """Return the seconds that each caller waited, once begun."""
+    def arrivals(self) -> Sequence[float]:
+        """Return when each caller began to wait, once begun."""
 
     def finish(self, outcome: Outcome) -> None:
         """Take what became of the job."""
@@ -73,6 +78,7 @@ class Call(Waiter):
     """One call of ``Pool.run``, waited for by one caller."""
 
     __slots__ = ("_args", "_func", "context", "level", "seat", "service")
+    inline = False
 
     def __init__(
         self,
@@ -95,14 +101,18 @@ class Call(Waiter):
         self.service = service
         self.seat = Seat(pool, deadline)
 
+    def wants_turn(self) -> bool:
+        """Use a thread."""
+        return False
+
     def begin(self, now: float) -> Callable[[], Any] | None:
         """Run the call, unless nobody waits for it any more."""
         self.started_at = now
         return None if self.future.done() or self.left else partial(_call, self._func, self._args, self.seat)
 
-    def waited(self, now: float) -> Iterable[float]:
-        """Return the one caller's wait."""
-        return (now - self.queued_at,)
+    def arrivals(self) -> Sequence[float]:
+        """Return when the one caller began to wait."""
+        return (self.queued_at,)
 
     def finish(self, outcome: Outcome) -> None:
         """Hand the outcome to the caller."""

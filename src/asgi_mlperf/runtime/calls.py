@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.concurrency import run_in_threadpool
 
 from asgi_mlperf.host.libraries import look_up
-from asgi_mlperf.inference.batching import is_coroutine_function
 from asgi_mlperf.inference.engine import Engine
+from asgi_mlperf.inference.options import is_coroutine_function
 from asgi_mlperf.runtime.process import off_loop
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ async def inference(
         threads=process.inference_threads,
         around_job=caps.run if caps else _call,
         observers=metrics.pool,
-        batch_sizes=metrics.batch_size.labels,
+        around_inline=_on_loop(caps) if caps else _call,
+        batch_observers=metrics.batches.function,
     )
     async with engine.lifespan():
         yield engine
@@ -67,6 +68,14 @@ async def _warm_up(warm_up: Callable[[], Any], run: Callable[..., Awaitable[Any]
     (result,) = await run(lambda: [warm_up()], ())
     if inspect.isawaitable(result):
         await result
+
+
+def _on_loop(caps: NativeThreadCaps) -> Callable[[Callable[[], Any]], Any]:
+    def run(job: Callable[[], Any]) -> Any:
+        caps.begin_on_loop()
+        return job()
+
+    return run
 
 
 def _call(job: Callable[[], Any]) -> Any:

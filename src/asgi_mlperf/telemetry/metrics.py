@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.hooks import PoolObservers
+from asgi_mlperf.telemetry.batches import BatchSeries
 from asgi_mlperf.telemetry.garbage import GarbageSeries
 from asgi_mlperf.telemetry.instruments import Instruments
 from asgi_mlperf.telemetry.requests import RequestSeries
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from asgi_mlperf.telemetry.settings import MetricsSettings
 
 _FINE = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
@@ -65,7 +65,7 @@ class Metrics:
         self._refused = made.counter(
             "asgi_mlperf_refused", "Model calls refused, by reason.", ("pool", "reason")
         )
-        self.batch_size = made.histogram("asgi_mlperf_batch_size", "Items per batch.", ("function",), _SIZES)
+        self.batches = BatchSeries(made)
         self.native_threads = made.gauge(
             "asgi_mlperf_native_threads",
             "Native threads that an op of the library may use in an inference thread.",

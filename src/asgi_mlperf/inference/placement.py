@@ -1,0 +1,145 @@
+"""Where a batch runs: on the event loop while that surely is quick, else on a thread.
+
+A hand-over to a thread and back costs more than a small model, but what runs on the loop holds up everything
+else there. So a function runs there only once its batches on threads have shown that it may.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from asgi_mlperf.inference.costs import BatchCost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TRIED = 4
+_DEVIATIONS = 4
+_STRETCH = 2
+_DEARER = 1.25
+_BLOCKED_SHARE = 0.01
+_SHORTEST_S = 0.1
+_WAITS = 0.3
+_WAITS_WEIGHT = 0.1
+_OF_THREAD = getattr(resource, "RUSAGE_THREAD", None)  # Linux has it
+
+
+class Meter:
+    """Takes the time of one run, in the thread where it runs.
+
+    ``cpu_s`` is the thread's own, ``waited`` says whether it gave up its CPU of its own accord: it slept, or
+    waited for I/O or a lock. Where the platform cannot tell, all of it counts as waiting.
+    """
+
+    __slots__ = ("_cpu", "_voluntary", "_wall", "cpu_s", "waited", "wall_s")
+
+    def start(self) -> None:
+        """Begin."""
+        self._cpu, self._voluntary = _usage()
+        self._wall = time.perf_counter()
+
+    def stop(self) -> None:
+        """End, in the same thread."""
+        self.wall_s = time.perf_counter() - self._wall
+        cpu, voluntary = _usage()
+        self.cpu_s = cpu - self._cpu
+        self.waited = voluntary != self._voluntary
+
+
+def _usage() -> tuple[float, int]:
+    if _OF_THREAD is None:
+        return time.thread_time(), time.perf_counter_ns()
+    usage = resource.getrusage(_OF_THREAD)
+    return usage.ru_utime + usage.ru_stime, usage.ru_nvcsw
+
+
+class Placement(Protocol):
+    """Says where the next batch runs, and may learn from each."""
+
+    metered: bool
+
+    def room(self, least: float, wanted: float) -> float:
+        """Return how large a batch may be that runs inline, 0 to use a thread.
+
+        ``wanted`` is the size of what waits, ``least`` that of its first item alone.
+        """
+
+    def observe(self, size: float, meter: Meter, *, inline: bool) -> None:
+        """Learn from one batch."""
+
+
+class FixedPlacement:
+    """Every batch inline, or none."""
+
+    metered = False
+
+    def __init__(self, *, inline: bool) -> None:
+        """Decide once."""
+        self._room = math.inf if inline else 0.0
+
+    def room(self, least: float, wanted: float) -> float:  # noqa: ARG002 - part of Placement
+        """Return all or nothing."""
+        return self._room
+
+    def observe(self, size: float, meter: Meter, *, inline: bool) -> None:
+        """Learn nothing: it is not asked to."""
+
+
+class AutoPlacement:
+    """Chooses from what the batches took: inline while one surely stays within ``budget_s`` seconds.
+
+    - Four batches on threads come first, and no batch is more than double the size of any that kept to it.
+    - What is expected, with four mean deviations added, must be within the budget; a batch may be cut to
+      that, unless smaller batches would cost a quarter more for each item.
+    - A batch that overran the budget is followed by threads for a hundred times what it took too long, at
+      least 0.1 s: so the time by which the loop is held too long stays below a hundredth.
+
+    The time of a thread's CPU counts where most of a run is that, since a thread's clock also shows the turns
+    of others; for functions that wait, the clock.
+    """
+
+    metered = True
+
+    def __init__(self, budget_s: float, *, clock: Callable[[], float]) -> None:
+        """Begin on threads."""
+        self._budget_s = budget_s
+        self._clock = clock
+        self._cost = BatchCost()
+        self._largest = 0.0
+        self._waits = 1.0  # until seen otherwise
+        self._first = True
+        self._not_before = -math.inf
+
+    def room(self, least: float, wanted: float) -> float:
+        """Return how large a batch may be that runs inline, 0 to use a thread.
+
+        ``wanted`` is the size of what waits, ``least`` that of its first item alone.
+        """
+        if self._cost.seen < _TRIED or self._clock() < self._not_before:
+            return 0.0
+        fits = min(self._cost.largest_within(self._budget_s, _DEVIATIONS), _STRETCH * self._largest)
+        if fits >= wanted:
+            return fits
+        if fits < least:
+            return 0.0
+        dearer = self._cost.mean(fits) / fits > _DEARER * self._cost.mean(wanted) / wanted
+        return 0.0 if dearer else fits
+
+    def observe(self, size: float, meter: Meter, *, inline: bool) -> None:
+        """Learn from one batch."""
+        if self._first:
+            self._first = False  # loads, compiles, warms up
+            return
+        waits = meter.waited and meter.cpu_s < meter.wall_s / 2
+        self._waits += _WAITS_WEIGHT * (waits - self._waits)
+        waits = waits and (inline or self._waits > _WAITS)
+        seconds = meter.wall_s if waits else min(meter.wall_s, meter.cpu_s)
+        self._cost.observe(size, seconds)
+        if seconds <= self._budget_s:
+            self._largest = max(self._largest, size)
+        elif inline:
+            excess_s = seconds - self._budget_s
+            self._not_before = self._clock() + max(_SHORTEST_S, excess_s / _BLOCKED_SHARE)
