@@ -314,6 +314,18 @@ async def test_what_waits_is_computed_before_the_end_of_the_drain():
     assert await asyncio.gather(*calls) == list(range(20))
 
 
+async def test_an_idle_function_leaves_no_timer():
+    plugin = Plugin(Settings(metrics={"enabled": False}))
+    echo = plugin.batched(executor="inline")(lambda items: items)
+    async with plugin.lifespan(Starlette()):
+        await asyncio.gather(*map(echo, range(100)))
+        patience = plugin._engine().pool().patience
+        assert patience._timer is not None
+        await asyncio.sleep(0.02)  # the time in which it looks once more
+        assert patience._timer is None
+        assert not patience._short
+
+
 async def test_what_is_never_tried_for_being_too_slow_is_tried_again_some_day():
     plugin = one_thread(executor="thread")
     slow = threading.Event()

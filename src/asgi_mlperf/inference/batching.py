@@ -32,6 +32,7 @@ log = logging.getLogger("asgi_mlperf")
 AnItem = TypeVar("AnItem", bound=Item)
 
 _QUIET_TURNS = 2
+_GATHER_S = 0.001
 _FIRST_RESTART_S = 0.1
 _LONGEST_RESTART_S = 10.0
 
@@ -70,6 +71,7 @@ class Batcher:
         self._place: Batch | None = None
         self._gathering = False
         self._quiet_turns = 0
+        self._asked_at = 0.0
         self._arrived = self._arrived_before = 0
         self._ran_inline: bool | None = None
         self._elsewhere = "task" if runs_on_loop(func) else "thread"
@@ -219,7 +221,7 @@ class Batcher:
         """Ask for a slot, once what arrives at the same time is there too."""
         self._place = self.batch_type(self, queued_at=now, level=level_of(None), items=[])
         self._gathering = True
-        self._quiet_turns, self._arrived_before = 0, self._arrived
+        self._quiet_turns, self._arrived_before, self._asked_at = 0, self._arrived, clock()
         self.pool.announce()
         self._next_turn(self._place)
 
@@ -241,8 +243,10 @@ class Batcher:
             self._next_turn(place)
 
     def _gathered(self) -> bool:
-        """Say whether a batch is there, or two turns of the loop brought nothing more."""
+        """Say whether a batch is there, two turns of the loop brought nothing, or they take long."""
         quiet = self._arrived == self._arrived_before
         self._quiet_turns = self._quiet_turns + 1 if quiet else 0
         self._arrived_before = self._arrived
-        return self._quiet_turns >= _QUIET_TURNS or len(self._waiting) >= self.options.max_size
+        if self._quiet_turns >= _QUIET_TURNS or len(self._waiting) >= self.options.max_size:
+            return True
+        return clock() - self._asked_at > max(_GATHER_S, self._cost.mean(len(self._waiting)))
