@@ -1,7 +1,7 @@
 """Does it pay to wait for more items when a slot is free? A simulation of the policies that might.
 
-Poisson arrivals, batches of at most 32 that take s(n) = a n + b, one or two slots. ``none``: take all.
-``rule``: wait for the next arrival while what waits loses less by it than a batch costs, n / rate < b, at most
+Poisson arrivals, one or two slots, batches of at most 32 that take s(n) = a n + b. ``none``: take all.
+``rule``: wait for the next arrival while what waits loses less than a batch costs, n / rate < b, at most
 5 ms; rate and b are known exactly. ``fixed``: always 5 ms from the first item. Deterministic; about 2 s.
 """
 
