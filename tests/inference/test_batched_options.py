@@ -314,6 +314,15 @@ async def test_what_waits_is_computed_before_the_end_of_the_drain():
     assert await asyncio.gather(*calls) == list(range(20))
 
 
+@pytest.mark.parametrize("timeout", [0.001, 0.03])
+async def test_a_short_and_a_long_wait_end_at_their_deadline(timeout):
+    plugin = one_thread()
+    echo = plugin.batched(lambda items: items)
+    async with plugin.lifespan(Starlette()), Held(plugin):
+        with pytest.raises(DeadlineExceeded):
+            await echo(1, timeout=timeout)
+
+
 async def test_an_idle_function_leaves_no_timer():
     plugin = Plugin(Settings(metrics={"enabled": False}))
     echo = plugin.batched(executor="inline")(lambda items: items)
