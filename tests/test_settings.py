@@ -91,7 +91,7 @@ def test_a_bad_value_is_named_with_what_the_variable_takes(monkeypatch, variable
 
 def test_paths_that_coincide_are_refused(monkeypatch):
     monkeypatch.setenv("ASGI_MLPERF_METRICS__PATH", "/livez")
-    with pytest.raises(ConfigurationError, match="paths must differ: /livez, /livez, /readyz"):
+    with pytest.raises(ConfigurationError, match="paths must differ: /livez, /livez, /readyz, /startupz"):
         Settings()
 
 

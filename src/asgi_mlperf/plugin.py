@@ -18,9 +18,12 @@ from asgi_mlperf.declared.decorators import (
 )
 from asgi_mlperf.declared.pools import Arguments, InferencePool, Priority, RemoteLimit
 from asgi_mlperf.exceptions import NotRunning
+from asgi_mlperf.health.checks import Check
+from asgi_mlperf.inference.batching import is_coroutine_function
 from asgi_mlperf.inference.engine import DEFAULT_POOL, LimitBounds
 from asgi_mlperf.inference.gate import PRIORITIES, PoolSettings
 from asgi_mlperf.inference.options import BatchOptions, ExecutorName, Retry
+from asgi_mlperf.inference.waiting import name_of
 from asgi_mlperf.lifespans import Lifespan, no_lifespan, normalized, on_event_lifespan
 from asgi_mlperf.middleware import PerfMiddleware
 from asgi_mlperf.runtime import Publisher, running, warmed_up_stock
@@ -68,6 +71,7 @@ class Plugin:
         self.servings: Mapping[Any, Serving] = self._publisher.servings
         self._started: set[Any] = set()
         self._warm_ups: list[Callable[[], Any]] = []
+        self._checks: list[Check] = []
         self._wrapped: list[Lifespan] = []
         self._pools: dict[str, PoolSettings] = {DEFAULT_POOL: self.settings.pool}
         self._default_pool = InferencePool(self._engine)
@@ -276,6 +280,34 @@ class Plugin:
         self._warm_ups.append(func)
         return func
 
+    @overload
+    def check(self, func: Function, *, name: str | None = None, timeout: float | None = None) -> Function: ...
+    @overload
+    def check(
+        self, *, name: str | None = None, timeout: float | None = None
+    ) -> Callable[[Function], Function]: ...
+    def check(self, func: Any = None, *, name: str | None = None, timeout: float | None = None) -> Any:
+        """Ask ``func``, plain or a coroutine function, at ``/readyz`` whether the app can take requests.
+
+        It may return None or True, or else the reason why not: a text or False; an error is a reason too,
+        and so is no answer within ``timeout`` seconds (default
+        ``ASGI_MLPERF_HEALTH__CHECK_TIMEOUT_MS``). Checks run side by side, plain functions in threads of
+        their own, and their answers are kept for ``ASGI_MLPERF_HEALTH__CHECK_CACHE_MS``. Liveness does not
+        depend on them: a restart does not mend what is elsewhere. Usable as a decorator. Raises
+        ``ValueError`` for a name that is taken.
+        """
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"a check's timeout is seconds above 0, not {timeout}")
+
+        def declare(func: Any) -> Any:
+            named = name or name_of(func).rpartition(".")[2]
+            if any(check.name == named for check in self._checks):
+                raise ValueError(f"there is a check {named!r} already; give this one a name of its own")
+            self._checks.append(Check(named, func, is_coroutine_function(func), timeout))
+            return func
+
+        return declare if func is None else declare(func)
+
     def serving(self) -> Serving | None:
         """Return what the middleware works with on the running event loop, None while nothing runs."""
         try:
@@ -314,7 +346,9 @@ class Plugin:
                 )
             self._started.add(loop)
             try:
-                started = running(self.settings, self._pools, app, own, self._warm_ups, self._publisher)
+                started = running(
+                    self.settings, self._pools, app, own, self._warm_ups, self._checks, self._publisher
+                )
                 async with started as state:
                     yield state
             finally:

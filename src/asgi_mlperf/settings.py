@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from asgi_mlperf.exceptions import ConfigurationError
 from asgi_mlperf.garbage.settings import GarbageSettings
-from asgi_mlperf.health import HealthSettings
+from asgi_mlperf.health.readiness import HealthSettings
 from asgi_mlperf.host.threads import ThreadSettings
 from asgi_mlperf.inference.gate import PoolSettings
 from asgi_mlperf.inference.options import BatchingSettings
@@ -79,7 +79,8 @@ with warnings.catch_warnings():
 
         @model_validator(mode="after")
         def _paths_differ(self) -> Settings:
-            paths = [self.metrics.path, self.health.live_path, self.health.ready_path]
+            health = self.health
+            paths = [self.metrics.path, health.live_path, health.ready_path, health.startup_path]
             if len(set(paths)) < len(paths):
                 raise ValueError(f"the metrics and health paths must differ: {', '.join(paths)}")
             return self

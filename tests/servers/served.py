@@ -14,6 +14,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import Gauge
@@ -61,6 +62,15 @@ async def triple_alone(number: int) -> int:
 triple: Any = plugin.batched(triple_all) if plugin else triple_alone
 
 
+def closed() -> str | None:
+    """Say why the app wants no traffic: what stands in a file of the test."""
+    return Path("closed").read_text() if Path("closed").exists() else None
+
+
+if plugin:
+    plugin.check(closed)
+
+
 async def answer_pid(request: Request) -> JSONResponse:
     return JSONResponse({"pid": os.getpid()})
 
@@ -90,6 +100,10 @@ async def answer_gated(request: Request) -> JSONResponse:
     result = await run(wait_at_gate, request.query_params["name"])
     after = await readiness()
     return JSONResponse({"result": result, "readiness": [before, after]})
+
+
+async def answer_blocking(request: Request) -> JSONResponse:
+    return JSONResponse(wait_at_gate("on the event loop"))
 
 
 async def answer_left(request: Request) -> JSONResponse:
@@ -230,6 +244,7 @@ app = Starlette(
         Route("/double", answer_double),
         Route("/triple", answer_triple),
         Route("/gated", answer_gated),
+        Route("/blocking", answer_blocking),
         Route("/left", answer_left),
         Route("/stream", stream),
         Route("/events", events),

@@ -119,7 +119,7 @@ def lives(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_a_server_starts_and_answers_health_metrics_and_inference(lives):
     answers = lives.plugin.answers
-    assert answers["/livez"] == (200, '{"live":true}')
+    assert answers["/livez"] == (200, '{"live":true,"reasons":[]}')
     assert answers["/readyz"] == (200, '{"ready":true,"reasons":[]}')
     assert answers["/metrics"].status == 200
     assert "http_server_active_requests 0.0" in answers["/metrics"].body

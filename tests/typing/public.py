@@ -124,3 +124,16 @@ async def use() -> None:
     await plugin.run(score, "a")  # type: ignore[arg-type] # an argument is missing
     await lengths(3)  # type: ignore[arg-type] # not the item's type
     plugin.batched(executor="process")  # type: ignore[call-overload] # not an executor
+
+
+@plugin.check
+async def database() -> bool:
+    return True
+
+
+@plugin.check(name="index", timeout=0.5)
+def index() -> str | None:
+    return None
+
+
+assert_type(index(), str | None)

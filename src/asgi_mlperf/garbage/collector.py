@@ -73,7 +73,6 @@ class Collector:
         self._ends_per_look = _ENDS_PER_LOOK_AT_MEMORY
         self._scheduled = False
         self._active = False
-        self._valve_open = False
 
     @contextmanager
     def scheduling(self) -> Iterator[None]:
@@ -181,23 +180,25 @@ class Collector:
             now=self._clock(),
         )
         heap = self._heap()
-        if self._valve_open and pause.generation == Generation.FULL:
-            self._valve_open = False
+        if self._pauses.state.valve_open_for and pause.generation == Generation.FULL:
+            self._pauses.state.valve_open_for = None
             self._set_thresholds(heap)
         else:
             self._mind_the_valve(heap)
 
     def _mind_the_valve(self, heap: Heap) -> None:
-        if self._valve_open:
-            self._valve_open = not self._policy.valve_can_close(heap)
+        state = self._pauses.state
+        if state.valve_open_for:
+            if self._policy.valve_can_close(heap):
+                state.valve_open_for = None
         elif reason := self._policy.valve_reason(heap):
-            self._valve_open = True
-            self._pauses.state.valve_openings[reason] += 1
+            state.valve_open_for = reason
+            state.valve_openings[reason] += 1
         self._set_thresholds(heap)
 
     def _set_thresholds(self, heap: Heap) -> None:
         young, middle, old = self._switches.found
-        if self._valve_open:
+        if self._pauses.state.valve_open_for:
             # More eager than as found: a stock process is not this close to its limit when it begins.
             self._switches.set(young // 2 or young, middle, old)
         else:
@@ -221,4 +222,5 @@ class Collector:
 
     def _give_up(self) -> None:
         self._active = False
+        self._pauses.state.valve_open_for = None
         self._switches.set(*self._switches.found)

@@ -39,6 +39,7 @@ class GarbageState:
 
     frozen_objects: int = 0
     deferred_s: float = 0.0
+    valve_open_for: str | None = None
     valve_openings: dict[str, int] = field(default_factory=lambda: {"memory": 0, "overdue": 0})
 
 

@@ -16,6 +16,7 @@ from asgi_mlperf.runtime.process import off_loop
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
+    from asgi_mlperf.health.readiness import Readiness
     from asgi_mlperf.host.threads import NativeThreadCaps
     from asgi_mlperf.inference.gate import PoolSettings
     from asgi_mlperf.runtime.process import Process
@@ -41,9 +42,13 @@ async def inference(
 
 @asynccontextmanager
 async def warmed_up(
-    engine: Engine, caps: NativeThreadCaps | None, warm_ups: Sequence[Callable[[], Any]]
+    engine: Engine,
+    caps: NativeThreadCaps | None,
+    warm_ups: Sequence[Callable[[], Any]],
+    readiness: Readiness,
 ) -> AsyncIterator[None]:
     """Run the app's warm-ups, on the event loop or in inference threads; deadlines begin afterwards."""
+    readiness.begin("warming up")
     if caps:
         caps.refresh(await off_loop(look_up))  # the app's lifespan may have been the first to import torch
         caps.begin_on_loop()

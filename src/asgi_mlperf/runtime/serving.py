@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from asgi_mlperf.health import Readiness, draining_on_signals
+from asgi_mlperf.health.draining import draining_on_signals
 from asgi_mlperf.hooks import Serving
 from asgi_mlperf.runtime.telemetry import measured_lag, scrapes
 from asgi_mlperf.telemetry.routes import templates_of
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from asgi_mlperf.health.readiness import Readiness
     from asgi_mlperf.hooks import Closer, Opener
     from asgi_mlperf.inference.engine import Engine
+    from asgi_mlperf.runtime.health import Health
     from asgi_mlperf.runtime.process import Process, Publisher
     from asgi_mlperf.runtime.tracing import Tracing
     from asgi_mlperf.telemetry.metrics import Metrics
@@ -27,12 +29,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("asgi_mlperf")
 
 
-def endpoints_of(process: Process, readiness: Readiness, metrics: Metrics) -> dict[str, ASGIApp]:
+def endpoints_of(process: Process, health: Health, metrics: Metrics) -> dict[str, ASGIApp]:
     """Return the paths that the plugin answers itself."""
     settings = process.settings.health
     return {
-        settings.live_path: readiness.live,
-        settings.ready_path: readiness.ready,
+        settings.live_path: health.heartbeat.live,
+        settings.ready_path: health.readiness.ready,
+        settings.startup_path: health.readiness.started,
         **scrapes(process, metrics),
     }
 
@@ -91,7 +94,6 @@ async def served(
         with (
             publisher.serving(process.loop, serving),
             measured_lag(process, metrics, told),
-            readiness.checking(engine.stuck),
             draining_on_signals(readiness, drain),
             readiness.serving(),
         ):

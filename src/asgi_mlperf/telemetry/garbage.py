@@ -42,6 +42,9 @@ class GarbageSeries:
         self._frozen = instruments.gauge(
             "asgi_mlperf_gc_frozen_objects", "Objects kept out of collections, at the last freeze."
         )()
+        self._valve = instruments.gauge(
+            "asgi_mlperf_gc_valve_open", "Whether CPython's own automatic collection is re-armed now."
+        )()
         self._told: dict[str, int] = {}
         self._seen_at: float | None = None
         self._seen_seconds = self._smoothed = 0.0
@@ -51,10 +54,18 @@ class GarbageSeries:
         self._pause.labels(str(generation), where).observe(seconds)
         self._freed.labels(str(generation)).inc(freed)
 
-    def stands(self, *, frozen_objects: int, deferred_s: float, valve_openings: dict[str, int]) -> None:
+    def stands(
+        self,
+        *,
+        frozen_objects: int,
+        deferred_s: float,
+        valve_open_for: str | None,
+        valve_openings: dict[str, int],
+    ) -> None:
         """Take where the schedule stands; the openings are all so far, by reason."""
         self._frozen.set(frozen_objects)
         self._deferred.set(deferred_s)
+        self._valve.set(valve_open_for is not None)
         for reason, count in valve_openings.items():
             self._openings.labels(reason).inc(count - self._told.get(reason, 0))
             self._told[reason] = count
