@@ -1,4 +1,4 @@
-"""Write the settings tables of the README and of settings.md from the settings themselves.
+"""Write what is generated: the settings tables of the README and of settings.md, the dashboard, the rules.
 
 ``python docs/generate.py`` writes them; with ``--check`` it only says whether they are up to date.
 """
@@ -13,10 +13,12 @@ from pathlib import Path
 from asgi_mlperf.cli import tables
 from asgi_mlperf.cli.config import shown
 from asgi_mlperf.settings import PREFIX, Knob, Settings, knobs
+from asgi_mlperf.telemetry.dashboard import grafana, rules
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "settings.md"
+DASHBOARD = ROOT / "src" / "asgi_mlperf" / "telemetry" / "dashboard"
 MARKED = re.compile(r"(?<=<!-- settings -->\n).*(?=\n<!-- /settings -->)", re.DOTALL)
 
 
@@ -60,9 +62,14 @@ def _default(knob: Knob) -> str:
 
 
 def main() -> int:
-    """Write or check both files; exit status 1 when a check finds one out of date."""
+    """Write or check the files; exit status 1 when a check finds one out of date."""
     current = README.read_text()
-    wanted = {README: MARKED.sub(lambda _: summary(), current), REFERENCE: reference()}
+    wanted = {
+        README: MARKED.sub(lambda _: summary(), current),
+        REFERENCE: reference(),
+        DASHBOARD / "asgi-mlperf.json": grafana.text(),
+        DASHBOARD / "asgi-mlperf.rules.yml": rules.text(),
+    }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv:
         for path in stale:

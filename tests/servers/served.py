@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import json
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 
 from prometheus_client import Gauge
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
@@ -26,7 +29,10 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from asgi_mlperf import ClientLeft, Plugin
+from asgi_mlperf import ClientLeft, ORJSONResponse, Plugin
+
+if library := os.environ.get("SERVED_LIBRARY"):
+    importlib.import_module(library)
 
 plugin = None if os.environ.get("SERVED_STOCK") else Plugin()
 run: Any = plugin.run if plugin else run_in_threadpool
@@ -59,7 +65,7 @@ async def triple_alone(number: int) -> int:
     return triple_all([number])[0]
 
 
-triple: Any = plugin.batched(triple_all) if plugin else triple_alone
+triple: Any = plugin.batched(triple_all, cost=float, max_cost=1e9) if plugin else triple_alone
 
 
 def closed() -> str | None:
@@ -100,6 +106,26 @@ async def answer_gated(request: Request) -> JSONResponse:
     result = await run(wait_at_gate, request.query_params["name"])
     after = await readiness()
     return JSONResponse({"result": result, "readiness": [before, after]})
+
+
+async def answer_hurried(request: Request) -> JSONResponse:
+    return JSONResponse(await run(time.sleep, 0.05, timeout=0.01))
+
+
+async def answer_later(request: Request) -> JSONResponse:
+    return JSONResponse(None, background=BackgroundTask(asyncio.sleep, 0.002))
+
+
+async def answer_encoded(request: Request) -> ORJSONResponse:
+    return ORJSONResponse([1.0, 2.0])
+
+
+async def answer_collecting(request: Request) -> JSONResponse:
+    return JSONResponse(gc.collect() >= 0)
+
+
+async def answer_in_parts(request: Request) -> StreamingResponse:
+    return StreamingResponse(iter((b"first", b"last")), media_type="text/plain")
 
 
 async def answer_blocking(request: Request) -> JSONResponse:
@@ -245,6 +271,11 @@ app = Starlette(
         Route("/triple", answer_triple),
         Route("/gated", answer_gated),
         Route("/blocking", answer_blocking),
+        Route("/hurried", answer_hurried),
+        Route("/later", answer_later),
+        Route("/parts", answer_in_parts),
+        Route("/collecting", answer_collecting),
+        Route("/encoded", answer_encoded),
         Route("/left", answer_left),
         Route("/stream", stream),
         Route("/events", events),

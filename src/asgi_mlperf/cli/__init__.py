@@ -1,11 +1,11 @@
-"""The command line: ``asgi-mlperf config``, ``asgi-mlperf doctor`` and ``asgi-mlperf run``."""
+"""The command line: ``asgi-mlperf config``, ``doctor``, ``dashboard``, ``rules`` and ``run``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from asgi_mlperf.cli import config, doctor, run
+from asgi_mlperf.cli import config, dashboard, doctor, run
 from asgi_mlperf.exceptions import ConfigurationError
 
 
@@ -20,6 +20,13 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
         command.set_defaults(run=command_main)
+    what = "print a Grafana dashboard of the metrics, as JSON to import"
+    command = commands.add_parser("dashboard", help=what, description=what)
+    command.set_defaults(run=dashboard.main)
+    what = "print Prometheus recording and alerting rules for the metrics"
+    command = commands.add_parser("rules", help=what, description=what)
+    dashboard.add_rules_arguments(command)
+    command.set_defaults(run=dashboard.print_rules)
     what = "start a server with the variables that native libraries read only when they are loaded"
     command = commands.add_parser("run", help=what, description=what)
     run.add_arguments(command)

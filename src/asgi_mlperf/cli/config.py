@@ -30,7 +30,7 @@ def main(options: argparse.Namespace) -> None:
         for knob in knobs()
     ]
     if options.json:
-        print(json.dumps(found, indent=2, default=str))
+        print(json.dumps(found, indent=2, default=str))  # secrets, which show as stars
         return
     columns = ("variable", "value", "default", "origin", "description")
     print(tables.plain(columns, [[_short(shown(knob[column])) for column in columns] for knob in found]))

@@ -1,0 +1,1 @@
+"""A Grafana dashboard and Prometheus rules for what the package measures."""
