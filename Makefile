@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint types layers unit demo serve conformance docs clean
+.PHONY: help test lint types layers unit demo serve conformance docs pictures clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -41,8 +41,11 @@ serve: $(VENV)/.ready  ## serve the example app on http://127.0.0.1:8000
 conformance: $(VENV)/.ready  ## run Starlette's and FastAPI's own tests with the plugin in every app
 	$(BIN)/python tests/conformance/conformance.py
 
-docs: $(VENV)/.ready  ## write the settings tables of README.md and docs/settings.md
+docs: $(VENV)/.ready  ## write what is generated: the settings tables, the dashboard, the rules
 	$(BIN)/python docs/generate.py
+
+pictures: $(VENV)/.ready  ## take the pictures of the documentation; needs Chromium: apt install chromium
+	PYTHONPATH=. $(BIN)/python docs/pictures.py
 
 clean:  ## remove what the other commands made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage htmlcov example_app/.cache

@@ -19,10 +19,9 @@ from asgi_mlperf.declared.decorators import (
 from asgi_mlperf.declared.pools import Arguments, InferencePool, Priority, RemoteLimit
 from asgi_mlperf.exceptions import NotRunning
 from asgi_mlperf.health.checks import Check
-from asgi_mlperf.inference.batching import is_coroutine_function
 from asgi_mlperf.inference.engine import DEFAULT_POOL, LimitBounds
 from asgi_mlperf.inference.gate import PRIORITIES, PoolSettings
-from asgi_mlperf.inference.options import BatchOptions, ExecutorName, Retry
+from asgi_mlperf.inference.options import BatchOptions, ExecutorName, Retry, is_coroutine_function
 from asgi_mlperf.inference.waiting import name_of
 from asgi_mlperf.lifespans import Lifespan, no_lifespan, normalized, on_event_lifespan
 from asgi_mlperf.middleware import PerfMiddleware

@@ -18,6 +18,7 @@ from asgi_mlperf.health.readiness import HealthSettings
 from asgi_mlperf.host.threads import ThreadSettings
 from asgi_mlperf.inference.gate import PoolSettings
 from asgi_mlperf.inference.options import BatchingSettings
+from asgi_mlperf.telemetry.page.page import PageSettings
 from asgi_mlperf.telemetry.settings import MetricsSettings
 from asgi_mlperf.telemetry.tracing import TracingSettings
 from asgi_mlperf.wire.responses import JSONSettings
@@ -68,6 +69,15 @@ with warnings.catch_warnings():
         metrics: MetricsSettings = MetricsSettings()
         tracing: TracingSettings = TracingSettings()
         health: HealthSettings = HealthSettings()
+        page: PageSettings = PageSettings()
+
+        @model_validator(mode="after")
+        def _page_has_figures(self) -> Settings:
+            if self.page.token is not None and not self.metrics.enabled:
+                raise ValueError(
+                    f"{PREFIX}PAGE__TOKEN needs {PREFIX}METRICS__ENABLED=true: the page shows metrics"
+                )
+            return self
 
         @model_validator(mode="after")
         def _numbers_are_meant(self) -> Settings:
@@ -81,8 +91,10 @@ with warnings.catch_warnings():
         def _paths_differ(self) -> Settings:
             health = self.health
             paths = [self.metrics.path, health.live_path, health.ready_path, health.startup_path]
+            if self.page.token is not None:
+                paths += [self.page.path, self.page.data_path]
             if len(set(paths)) < len(paths):
-                raise ValueError(f"the metrics and health paths must differ: {', '.join(paths)}")
+                raise ValueError(f"the plugin's own paths must differ: {', '.join(paths)}")
             return self
 
         def __init__(self, **values: Any) -> None:

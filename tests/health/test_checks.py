@@ -11,7 +11,7 @@ from tests.support import call
 
 from asgi_mlperf import Plugin, Settings
 from asgi_mlperf.health.checks import Check, Checks
-from asgi_mlperf.inference.batching import is_coroutine_function
+from asgi_mlperf.inference.options import is_coroutine_function
 
 
 class World:

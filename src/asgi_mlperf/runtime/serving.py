@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.health.draining import draining_on_signals
 from asgi_mlperf.hooks import Serving
+from asgi_mlperf.runtime.page import pages
 from asgi_mlperf.runtime.telemetry import measured_lag, scrapes
 from asgi_mlperf.telemetry.routes import templates_of
 from asgi_mlperf.wire.responses import JSONSettings, json_settings
@@ -37,6 +38,7 @@ def endpoints_of(process: Process, health: Health, metrics: Metrics) -> dict[str
         settings.ready_path: health.readiness.ready,
         settings.startup_path: health.readiness.started,
         **scrapes(process, metrics),
+        **pages(process, health, metrics),
     }
 
 

@@ -1,0 +1,1 @@
+"""The built-in page: what happens in this worker just now."""
