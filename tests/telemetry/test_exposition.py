@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import http.client
+import random
 import socket
 import sys
 import threading
@@ -124,9 +126,14 @@ def test_a_page_is_kept_for_other_scrapers_as_long_as_is_set():
     assert b"things_total 2.0" in pages[2]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+def free_ports(count: int) -> int:
+    """Return the first of ``count`` free ports in a row, from below those that systems give to clients."""
+    while True:
+        first = random.randrange(12_000, 30_000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
 
 
 def fetched(port: int, path: str = "/metrics", **headers: str) -> tuple[int, bytes]:
@@ -140,7 +147,7 @@ def fetched(port: int, path: str = "/metrics", **headers: str) -> tuple[int, byt
 
 
 async def test_a_port_of_their_own_serves_the_metrics_and_the_apps_port_no_longer_does():
-    port = free_port()
+    port = free_ports(1)
     plugin, app = installed(metrics={"port": port, "host": "127.0.0.1", "token": "secret"})
     async with plugin.lifespan(app):
         assert (await call(app, "/metrics")).status == 404
@@ -157,7 +164,7 @@ async def test_a_port_of_their_own_serves_the_metrics_and_the_apps_port_no_longe
 
 
 async def test_workers_take_ports_one_after_the_other_and_one_too_many_says_so(caplog):
-    port = free_port()
+    port = free_ports(2)
     settings = {"metrics": {"port": port, "host": "127.0.0.1"}, "workers": 2}
     (one, app_one), (two, app_two), (three, app_three) = (installed(**settings) for _ in range(3))
     async with one.lifespan(app_one), two.lifespan(app_two):
