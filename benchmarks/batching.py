@@ -1,6 +1,7 @@
 """What micro-batching inside an app is worth beside model servers: one MLP, JSON in and out, under wrk.
 
-Contenders take turns, each started afresh for its turn and alone on the machine; a turn checks the answers of
+Contenders take turns, in an order drawn anew for each round; each is started afresh for its turn and alone
+on the machine. A turn checks the answers of
 16 callers at once against the model, warms up, and loads with 1, 32 and 128 connections, checking again after
 each. Printed are the median over rounds and the least and most. ``--json`` files of several runs may be put
 together with ``batching_report.py``. ``batching_slow.py`` has the model of 20 ms a batch.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import random
 import sys
 import tempfile
 import time
@@ -62,7 +64,7 @@ class Turns:
 
     def run(self, contenders: Sequence[Contender]) -> None:
         for number in range(self.options.rounds):
-            for contender in contenders if number % 2 == 0 else reversed(contenders):
+            for contender in random.sample(contenders, len(contenders)):
                 if contender.name not in self.absent:
                     self.turn(contender, number)
 

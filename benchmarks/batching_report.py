@@ -15,7 +15,7 @@ from typing import Any
 
 from common import Figures, markdown, spread
 
-OURS = "asgi-mlperf"
+OURS = ("asgi-mlperf", "asgi-mlperf (Starlette)")
 COLUMNS = {
     "requests/s": ".0f",
     "p50 ms": ".3g",
@@ -26,6 +26,7 @@ COLUMNS = {
 INK = "#808080"  # as readable on white as on black
 COLOURS = {
     "asgi-mlperf": "#e6550d",
+    "asgi-mlperf (Starlette)": "#a63603",
     "asgi-mlperf (granian)": "#fdae6b",
     "asgi-mlperf (stock's route)": "#d4a017",
     "FastAPI async": "#3182bd",
@@ -83,8 +84,7 @@ class Runs:
 def report(runs: Sequence[Run]) -> str:
     pooled = Runs(runs)
     parts = [table(pooled, connections) for connections in pooled.sorted("connections")]
-    if pooled.having(family=OURS):
-        parts.append(compared(pooled))
+    parts += [compared(pooled, ours) for ours in OURS if pooled.having(family=ours)]
     parts += [f"{name} is left out: {reason}" for name, reason in pooled.absent.items()]
     for where, versions in pooled.versions.items():
         parts.append(f"{where}: " + ", ".join(f"{name} {number}" for name, number in versions.items()))
@@ -104,7 +104,7 @@ def table(runs: Runs, connections: int) -> str:
     return f"{connections} connections\n\n" + markdown(["contender", *columns, "failed"], rows)
 
 
-def compared(runs: Runs) -> str:
+def compared(runs: Runs, family: str) -> str:
     """Set ours beside what it means to be ahead of, with as many workers and in the same round."""
     comparisons = [
         (column, other)
@@ -114,11 +114,11 @@ def compared(runs: Runs) -> str:
     ]
     rows = []
     for connections, workers in itertools.product(runs.sorted("connections"), runs.sorted("workers")):
-        ours = {"family": OURS, "connections": connections, "workers": workers}
+        ours = {"family": family, "connections": connections, "workers": workers}
         ratios = (runs.ratio(column, ours, other) for column, other in comparisons)
         rows.append([str(connections), str(workers), *ratios])
     head = [f"{column.removesuffix(' ms')} ÷ {other}" for column, other in comparisons]
-    return f"{OURS}, round by round\n\n" + markdown(["connections", "workers", *head], rows)
+    return f"{family}, round by round\n\n" + markdown(["connections", "workers", *head], rows)
 
 
 def plot(runs: Sequence[Run], file: Path) -> None:
@@ -127,26 +127,30 @@ def plot(runs: Sequence[Run], file: Path) -> None:
 
     pooled = Runs(runs)
     plt.rcParams |= {"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "font.size": 9}
-    plt.rcParams |= {"xtick.color": INK, "ytick.color": INK, "svg.fonttype": "none"}
-    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    for contender in pooled.distinct("contender"):
-        turns = pooled.having(contender=contender)
-        levels = sorted({turn["connections"] for turn in turns})
-        axes.plot(
-            [pooled.median("requests/s", contender=contender, connections=level) for level in levels],
-            [pooled.median("p99 ms", contender=contender, connections=level) for level in levels],
-            color=COLOURS[turns[0]["family"]],
-            linestyle="-" if turns[0]["workers"] == 1 else "--",
-            marker="o" if turns[0]["workers"] == 1 else "s",
-            label=contender,
-        )
-    axes.set(xscale="log", yscale="log", xlabel="requests/s", ylabel="p99 latency, ms")
-    axes.set_title("Throughput and latency at 1, 32 and 128 connections: right and down is better")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.grid(color=INK, alpha=0.3, which="both")
-    figure.legend(loc="outside right center", frameon=False)
+    plt.rcParams |= {"xtick.color": INK, "ytick.color": INK}
+    figure, panels = plt.subplots(1, 2, figsize=(11, 5.5), layout="constrained", sharex=True, sharey=True)
+    for workers, axes in zip((1, 2), panels, strict=True):
+        for name in dict.fromkeys(turn["family"] for turn in pooled.having(workers=workers)):
+            draw(axes, pooled, {"family": name, "workers": workers})
+        axes.set(xscale="log", yscale="log", xlabel="requests/s", ylabel="p99 latency, ms")
+        axes.set_title("one worker" if workers == 1 else f"{workers} workers")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(color=INK, alpha=0.25, which="both")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.suptitle("1, 32 and 128 connections (larger dots): right and down is better")
     figure.savefig(file, transparent=True, dpi=110)
+
+
+def draw(axes: Any, runs: Runs, of: dict[str, Any]) -> None:
+    levels = sorted({turn["connections"] for turn in runs.having(**of)})
+    points = [
+        [runs.median(column, **of, connections=level) for level in levels]
+        for column in ("requests/s", "p99 ms")
+    ]
+    colour = COLOURS[of["family"]]
+    axes.plot(*points, color=colour, marker="o", markersize=4, label=of["family"])
+    axes.scatter(*points, s=[15 * (1 + number) ** 1.5 for number in range(len(levels))], color=colour)
 
 
 def main() -> None:

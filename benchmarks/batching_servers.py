@@ -71,22 +71,19 @@ GRANIAN = (
     "{python} -m granian %s:app --interface asgi --loop uvloop --port {port} --workers {workers}"
     " --no-access-log --log-level warning"
 )
+ARRAYS: dict[str, Any] = {"question": "%s", "answer": list}
 MOSEC = "{python} %s.py --address 127.0.0.1 --port {port} --log-level error"
 BENTOML = "{python} -m bentoml serve bentoml_server:Model --host 127.0.0.1 --port {port}"
-
-
-def with_plugin(workers: int, label: str, command: str, *, arrays: bool = True) -> Contender:
-    route = {"path": "/arrays", "question": "%s", "answer": list} if arrays else {"path": "/lists"}
-    return Contender(label, workers, command % "plugin_app", **route)
 
 
 def all_contenders() -> list[Contender]:
     found = []
     for workers in (1, 2):
         found += [
-            with_plugin(workers, "asgi-mlperf", UVICORN),
-            with_plugin(workers, "asgi-mlperf (granian)", GRANIAN),
-            with_plugin(workers, "asgi-mlperf (stock's route)", UVICORN, arrays=False),
+            Contender("asgi-mlperf", workers, UVICORN % "plugin_app", "/arrays", **ARRAYS),
+            Contender("asgi-mlperf (Starlette)", workers, UVICORN % "starlette_app", "/arrays", **ARRAYS),
+            Contender("asgi-mlperf (granian)", workers, GRANIAN % "plugin_app", "/arrays", **ARRAYS),
+            Contender("asgi-mlperf (stock's route)", workers, UVICORN % "plugin_app", "/lists"),
             Contender("FastAPI async", workers, UVICORN % "stock_app", "/async"),
             Contender("FastAPI def", workers, UVICORN % "stock_app", "/def"),
             Contender("mosec", workers, MOSEC % "mosec_server", "/inference", "mosec"),

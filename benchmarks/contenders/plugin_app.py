@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import torch
 from fastapi import FastAPI
-from mlp import WIDTH, mlp
+from mlp import mlp
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from asgi_mlperf import Plugin
-from asgi_mlperf.wire.routes import Array, ORJSONRoute
+from asgi_mlperf.wire.bodies import ArrayBody
+from asgi_mlperf.wire.routes import ORJSONRoute, parsed
 
 plugin = Plugin()
 app = FastAPI()
@@ -28,12 +31,12 @@ class Scores(BaseModel):
     y: list[float]
 
 
-@plugin.batched(max_size=64)
+@plugin.batched(max_size=32)
 def from_lists(rows: list[list[float]]) -> list[list[float]]:
     return scores(np.array(rows, np.float32)).tolist()
 
 
-@plugin.batched(max_size=64)
+@plugin.batched(max_size=32)
 def from_arrays(rows: list[Rows]) -> Rows:
     return scores(np.stack(rows))
 
@@ -49,7 +52,7 @@ async def lists(features: Features) -> Scores:
 
 
 @app.post("/arrays")
-async def arrays(x: Array[np.float32, f"{WIDTH}"]):  # noqa: ANN201 - an array
+async def arrays(x: Annotated[Rows, parsed(ArrayBody(np.float32, "256"))]):  # noqa: ANN201 - an array
     return await from_arrays(x)
 
 
