@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 
 import pytest
@@ -132,3 +133,14 @@ def test_the_meter_tells_computing_from_waiting():
     assert computing.cpu_s > 0.5 * computing.wall_s or not computing.waited
     assert waiting.waited
     assert waiting.cpu_s < 0.005 < waiting.wall_s
+
+
+def test_the_meter_sees_runs_far_shorter_than_a_tick_of_the_scheduler():
+    meters = [Meter() for _ in range(21)]
+    began = time.thread_time()
+    for made in meters:
+        made.start()
+        sum(range(20_000))
+        made.stop()
+    mean = (time.thread_time() - began) / len(meters)
+    assert statistics.median(made.cpu_s for made in meters) > mean / 2
