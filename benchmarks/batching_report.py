@@ -70,6 +70,10 @@ class Runs:
     def sorted(self, name: str) -> list[Any]:
         return sorted(self.distinct(name))
 
+    def cell(self, contender: str, column: str, connections: int) -> str:
+        turns = self.having(contender=contender, connections=connections)
+        return spread([turn[column] for turn in turns], COLUMNS[column]) if turns else "-"
+
     def ratio(self, column: str, ours: dict[str, Any], family: str) -> str:
         """Compare round by round: the machine's speed differs more between rounds than within one."""
         workers = min(ours["workers"], max(turn["workers"] for turn in self.having(family=family)))
@@ -83,7 +87,7 @@ class Runs:
 
 def report(runs: Sequence[Run]) -> str:
     pooled = Runs(runs)
-    parts = [table(pooled, connections) for connections in pooled.sorted("connections")]
+    parts = [table(pooled)]
     parts += [compared(pooled, ours) for ours in OURS if pooled.having(family=ours)]
     parts += [f"{name} is left out: {reason}" for name, reason in pooled.absent.items()]
     for where, versions in pooled.versions.items():
@@ -91,27 +95,29 @@ def report(runs: Sequence[Run]) -> str:
     return "\n\n".join(parts)
 
 
-def table(runs: Runs, connections: int) -> str:
-    columns = {name: form for name, form in COLUMNS.items() if any(name in turn for turn in runs.turns)}
+def table(runs: Runs) -> str:
+    """A row for each contender, columns for each number of connections."""
+    levels = runs.sorted("connections")
+    cells = [("p50 ms", 1)] if 1 in levels else []
+    for level in levels:
+        cells += [("requests/s", level), ("p99 ms", level)] if level > 1 else []
+    cells += [("CPU µs/request", max(levels))]
+    cells += [("idle CPU %", max(levels))] if any("idle CPU %" in turn for turn in runs.turns) else []
     rows = []
     for contender in runs.distinct("contender"):
-        turns = runs.having(contender=contender, connections=connections)
-        if turns:
-            failed = sum(turn["failed"] + turn["socket errors"] for turn in turns)
-            cells = (spread([turn[name] for turn in turns], form) for name, form in columns.items())
-            rows.append([contender, *cells, f"{failed:.0f}"])
-    rows.sort(key=lambda row: -float(row[1].split()[0]))
-    return f"{connections} connections\n\n" + markdown(["contender", *columns, "failed"], rows)
+        failed = sum(turn["failed"] + turn["socket errors"] for turn in runs.having(contender=contender))
+        rows.append([contender, *(runs.cell(contender, *cell) for cell in cells), f"{failed:.0f}"])
+    head = [f"{column} at {level}" for column, level in cells]
+    return markdown(["contender", *head, "failed"], rows)
 
 
 def compared(runs: Runs, family: str) -> str:
     """Set ours beside what it means to be ahead of, with as many workers and in the same round."""
     comparisons = [
-        (column, other)
-        for other in ("mosec", "mosec (orjson)", "LitServe", "FastAPI async")
-        for column in ("requests/s", "p50 ms", "p99 ms")
-        if runs.having(family=other)
+        *itertools.product(("requests/s", "p99 ms"), ("mosec", "mosec (orjson)", "LitServe")),
+        ("p50 ms", "FastAPI async"),
     ]
+    comparisons = [(column, other) for column, other in comparisons if runs.having(family=other)]
     rows = []
     for connections, workers in itertools.product(runs.sorted("connections"), runs.sorted("workers")):
         ours = {"family": family, "connections": connections, "workers": workers}
