@@ -2,8 +2,9 @@
 
 In peace the queue is first in, first out. When a standing delay endangers the deadlines, it turns to newest
 first: the newest can still be answered in time, the oldest mostly cannot (adaptive LIFO with controlled
-delay, after folly's ``Codel`` and B. Maurer, "Fail at Scale", ACM Queue 13(8), 2015). Entries that can no
-longer make their deadline are refused unstarted.
+delay, after folly's ``Codel`` and B. Maurer, "Fail at Scale", ACM Queue 13(8), 2015). Then each newcomer that
+finds more waiting than can be done in a quarter of its time displaces the oldest, which is refused at once and
+not when its time is over. Entries that can no longer make their deadline are refused unstarted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ _SHARES = (16, 4, 1)
 _LONGEST_RETRY_AFTER_S = 60
 _SHORTEST_INTERVAL_S = 0.1
 _ENDANGERED_SHARE = 0.25
+_LOST_SHARE = 0.2
 _SMOOTHING = 0.1
 
 
@@ -70,22 +72,31 @@ class StandingDelay:
     """Tells a queue that endangers deadlines from a burst, or from callers that wait in good time.
 
     It ``persists`` when throughout an interval even the oldest entry's least wait was more than a quarter of
-    the time that it had.
+    the time that it had, or when many gave up waiting: callers may have less patience than they told.
     """
 
     def __init__(self) -> None:
         """Begin in peace."""
         self.persists = False
         self._least = math.inf
+        self._freed = 0
+        self._lost = 0
         self._ends = -math.inf
+
+    def lose(self) -> None:
+        """Count an entry that waited for nothing."""
+        self._lost += 1
 
     def observe(self, share: float, now: float, service_s: float) -> None:
         """Take the ``share`` of its time that the oldest entry has waited, when a slot frees."""
         if now >= self._ends:
-            self.persists = _ENDANGERED_SHARE < self._least < math.inf
+            many_lost = self._lost > _LOST_SHARE * self._freed
+            self.persists = _ENDANGERED_SHARE < self._least < math.inf or many_lost
             self._least = math.inf
+            self._freed = self._lost = 0
             self._ends = now + max(_SHORTEST_INTERVAL_S, 4 * service_s)
         self._least = min(self._least, share)
+        self._freed += 1
 
 
 class Turn(NamedTuple, Generic[Entry]):
@@ -112,9 +123,12 @@ class Level(Generic[Entry]):
         self.expected_s += entry.service.mean
 
     def take(self, *, newest: bool) -> Entry:
-        """Take the oldest or the newest entry out."""
-        key = next(reversed(self._entries)) if newest else next(iter(self._entries))
-        entry, _ = self._entries[key]
+        """Take the oldest entry out, or the newest, but not before an oldest that has no deadline."""
+        oldest, _ = next(iter(self._entries.values()))
+        if newest and oldest.deadline != math.inf:
+            entry, _ = self._entries[next(reversed(self._entries))]
+        else:
+            entry = oldest
         self.remove(entry)
         return entry
 
@@ -125,9 +139,9 @@ class Level(Generic[Entry]):
             self.expected_s = self.expected_s - found[1] if self._entries else 0.0
         return found is not None
 
-    def oldest(self) -> Entry:
-        """Return the entry that has waited longest."""
-        return next(iter(self._entries.values()))[0]
+    def oldest_due(self) -> Entry | None:
+        """Return the entry that has waited longest of those with a deadline."""
+        return next((entry for entry, _ in self._entries.values() if entry.deadline != math.inf), None)
 
     def clear(self) -> list[Entry]:
         """Empty the level and return what waited there."""
@@ -175,8 +189,7 @@ class Admission(Generic[Entry]):
         if done is not None:
             done.service.observe(service_s)
             self.service_time.observe(service_s)
-        shares = (_share_waited(level.oldest(), now) for level in self._levels if level)
-        self.standing_delay.observe(max(shares, default=0.0), now, self.service_time.mean)
+        self.standing_delay.observe(self._share_waited(now), now, self.service_time.mean)
         return self._next(now) if self.running < self.slots else Turn(None, [])
 
     def resize(self, slots: int, now: float) -> list[Turn[Entry]]:
@@ -187,9 +200,25 @@ class Admission(Generic[Entry]):
             turns.append(self._next(now))
         return turns
 
+    def displaced_by(self, entry: Entry) -> Entry | None:
+        """Take out whom ``entry``, which waits now, leaves no time: none in peace, or in a short queue."""
+        level = self._levels[entry.level]
+        soon_s = _ENDANGERED_SHARE * (entry.deadline - entry.queued_at) * self.slots
+        if not self.standing_delay.persists or level.expected_s <= soon_s:
+            return None
+        oldest = level.oldest_due()
+        if oldest is None or oldest is entry:
+            return None
+        level.remove(oldest)
+        self.standing_delay.lose()
+        return oldest
+
     def withdraw(self, entry: Entry) -> bool:
-        """Forget an entry that waits; say whether it did."""
-        return self._levels[entry.level].remove(entry)
+        """Forget an entry that waits for nobody; say whether it waited."""
+        waited = self._levels[entry.level].remove(entry)
+        if waited:
+            self.standing_delay.lose()
+        return waited
 
     def clear(self) -> list[Entry]:
         """Empty the queue and return what waited in it."""
@@ -221,6 +250,7 @@ class Admission(Generic[Entry]):
             if now + entry.service.likely <= entry.deadline:
                 self.running += 1
                 return Turn(entry, refused)
+            self.standing_delay.lose()
             refused.append(entry)
         return Turn(None, refused)
 
@@ -239,6 +269,13 @@ class Admission(Generic[Entry]):
         self._credits[chosen] -= sum(_SHARES[number] for number in waiting)
         return chosen
 
-
-def _share_waited(entry: Waiting, now: float) -> float:
-    return (now - entry.queued_at) / max(entry.deadline - entry.queued_at, 1e-9)
+    def _share_waited(self, now: float) -> float:
+        oldest = (level.oldest_due() for level in self._levels if level)
+        return max(
+            (
+                (now - entry.queued_at) / max(entry.deadline - entry.queued_at, 1e-9)
+                for entry in oldest
+                if entry
+            ),
+            default=0.0,
+        )

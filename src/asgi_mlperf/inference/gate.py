@@ -33,6 +33,7 @@ _LONGEST_MS = 7 * 24 * 3600 * 1000
 _REFUSALS = {
     "queue_full": "overloaded: the queue is full",
     "too_late": "overloaded: the queue is too long for the deadline",
+    "displaced": "overloaded: newer calls go first",
     "shutting_down": "shutting down",
     "restarting": "overloaded: starting again after a failure",
 }
@@ -129,8 +130,11 @@ class Gate(abc.ABC, Generic[Work]):
             raise self.refusal(refusal.reason) from None
         if at_once:
             self._start(work)
-        else:
-            self.observers.queue_length(len(self._admission))
+            return
+        displaced = self._admission.displaced_by(work)
+        if displaced is not None:
+            displaced.fail(self.refusal("displaced"))
+        self.observers.queue_length(len(self._admission))
 
     @contextmanager
     def waiting(self, work: Work) -> Iterator[None]:
@@ -213,7 +217,8 @@ class Gate(abc.ABC, Generic[Work]):
             log.warning("refused %d calls to %s: %s", self._unlogged, self.name, _REFUSALS[reason])
             self._logged_at, self._unlogged = now, 0
         seconds = self._admission.retry_after_s() * random.uniform(1.0, 1.5)  # noqa: S311 - spreads retries
-        return Overloaded(_REFUSALS[reason], retry_after_s=math.ceil(seconds))
+        whole = int(seconds + random.random())  # noqa: S311 - spreads short ones too, over whole seconds
+        return Overloaded(_REFUSALS[reason], retry_after_s=whole)
 
     def close(self) -> None:
         """Refuse everything from now on, what waits included."""

@@ -1,0 +1,215 @@
+"""What remains of an app's capacity when more is asked of it than it can do.
+
+One server at a time, on 127.0.0.1, calls a model of about 19 ms of matrix products on one CPU, which release the
+GIL. Requests arrive by a Poisson process, whatever becomes of the answers; a client leaves after 500 ms. A
+round first measures the capacity in a closed loop, then offers every contender 1, 2, 4 and 10 times that, in
+an order that alternates; the same seeds give all contenders of a round the same arrivals. Every measurement gets a
+new server, as a stock one has still to work off what it queued. Server and clients share the machine's CPUs, and
+the clients' part is in the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when NumPy is loaded; the same for every contender
+
+from open_loop import Clients, offer, poisson, saturate, steady, without_collections
+from overload_report import Figures, figures_of, plot, report
+
+HERE = Path(__file__).parent
+TICKS_S = 1 / os.sysconf("SC_CLK_TCK")
+PATIENCE_S = 0.5
+MODEL_S = 0.019
+RAMP_S = 2.0
+PROBES_S = 50.0
+THREADS = len(os.sched_getaffinity(0))
+LOADS = (1, 2, 4, 10)
+PROBED = ("semaphore, bounded", "asgi-mlperf")
+CONTENDERS: dict[str, tuple[list[str], dict[str, str]]] = {
+    "stock, def": ([], {}),
+    "async, to_thread": ([], {}),
+    "uvicorn --limit-concurrency": (["--limit-concurrency", str(16 * THREADS)], {}),
+    "semaphore, bounded": ([], {}),
+    "asgi-mlperf, patience unknown": ([], {"ASGI_MLPERF_POOL__DEADLINE_HEADER": "x-not-sent"}),
+    "asgi-mlperf": ([], {}),
+}
+BODY = '{"number": %d, "features": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]}'
+
+
+def predict(number: int) -> bytes:
+    body = (BODY % number).encode()
+    return (
+        b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        b"x-request-timeout-ms: %d\r\ncontent-length: %d\r\n\r\n%b" % (PATIENCE_S * 1000, len(body), body)
+    )
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode()
+
+
+class Server:
+    """One contender's worker process."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        self.process = process
+        self.port = port
+
+    def cpu_s(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) * TICKS_S
+
+    def fetch(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as response:
+            return json.load(response)
+
+    def wait_until_ready(self) -> None:
+        give_up = time.monotonic() + 60
+        while time.monotonic() < give_up:
+            try:
+                self.fetch("/livez")
+            except OSError:
+                time.sleep(0.05)
+            else:
+                return
+        raise TimeoutError("the server did not start")
+
+
+@contextmanager
+def served(name: str, products: int) -> Iterator[Server]:
+    arguments, variables = CONTENDERS[name]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "overload_app:app", "--port", str(port), "--no-access-log"]
+    own = {"CONTENDER": name, "PRODUCTS": str(products), "THREADS": str(THREADS)}
+    process = subprocess.Popen(
+        [*command, "--log-level", "warning", "--timeout-keep-alive", "60", *arguments],
+        cwd=HERE,
+        env={**os.environ, **variables, **{f"OVERLOAD_{key}": value for key, value in own.items()}},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        server = Server(process, port)
+        server.wait_until_ready()
+        yield server
+    finally:
+        process.kill()  # a stock server would first work off what it queued
+        process.wait()
+
+
+async def capacity_of(server: Server, seconds: float) -> float:
+    clients = Clients(server.port, predict, patience_s=30.0)
+    try:
+        return await saturate(clients, 2 * THREADS, seconds)
+    finally:
+        clients.close()
+
+
+async def measure(server: Server, rate: float, seconds: float, seed: int) -> Figures:
+    """Offer ``rate`` requests a second; return the figures of all but the first ``RAMP_S`` seconds."""
+    clients = Clients(server.port, predict, PATIENCE_S)
+    probes = {
+        path: Clients(server.port, lambda _, path=path: get(path), patience_s=30.0, keep_alive=False)  # type: ignore[misc] # a lambda's default
+        for path in ("/livez", "/health")
+    }
+    cpu: list[tuple[float, float, float]] = []
+
+    async def watch() -> None:
+        for wait in (RAMP_S, seconds):
+            await asyncio.sleep(wait)
+            cpu.append((time.perf_counter(), server.cpu_s(), time.process_time()))
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch())
+        group.create_task(offer(clients, poisson(rate, RAMP_S + seconds, seed)))
+        for probe in probes.values():
+            group.create_task(offer(probe, steady(PROBES_S, RAMP_S + seconds)))
+    await asyncio.sleep(PATIENCE_S + 0.1)
+    for each in (clients, *probes.values()):
+        each.close()
+    calls = await asyncio.to_thread(server.fetch, "/calls")
+    return figures_of(
+        clients.requests, {path: probe.requests for path, probe in probes.items()}, calls, cpu[0], cpu[1]
+    )
+
+
+def products_for(seconds: float) -> int:
+    """Matrix products that take so long on an idle machine."""
+    os.environ.update(OVERLOAD_CONTENDER="", OVERLOAD_PRODUCTS="1", OVERLOAD_THREADS="1")
+    from overload_app import compute  # noqa: PLC0415 - after the environment that it reads
+
+    compute(50)
+    best = min(_seconds(lambda: compute(20)) for _ in range(20)) / 20
+    return max(1, round(seconds / best))
+
+
+def _seconds(call: Any) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def run(coroutine: Any) -> Any:
+    import uvloop  # noqa: PLC0415 - takes part in nothing else
+
+    return uvloop.run(coroutine)
+
+
+def one_round(number: int, names: list[str], loads: list[int], seconds: float) -> dict[str, Any]:
+    products = products_for(MODEL_S)
+    capacity = 0.0
+    for name in PROBED:
+        with served(name, products) as server:
+            run(capacity_of(server, 1.0))
+            capacity = max(capacity, run(capacity_of(server, 3.0)))
+    print(
+        f"round {number}: {products} products a call, {capacity:.1f} requests/s in a closed loop", flush=True
+    )
+    taken: list[dict[str, Any]] = []
+    for load in loads:
+        for name in names if number % 2 else reversed(names):
+            with served(name, products) as server:
+                run(capacity_of(server, 0.7))
+                found = run(measure(server, load * capacity, seconds, seed=100 * number + load))
+            taken.append({"contender": name, "load": load, **found})
+            print(f"  {load}x {name}: {found['goodput/s']:.1f} of {found['offered/s']:.1f}", flush=True)
+    return {"closed loop/s": capacity, "products": products, "seconds": seconds, "taken": taken}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, after 2 s of ramp")
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--loads", type=int, nargs="+", default=list(LOADS))
+    parser.add_argument("--json", type=Path, help="add every round's figures to this file")
+    parser.add_argument("--plot", type=Path, help="write the goodput plot here (needs matplotlib)")
+    options = parser.parse_args()
+    rounds = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
+    without_collections()
+    for _ in range(options.rounds):
+        rounds.append(one_round(len(rounds) + 1, options.contenders, options.loads, options.seconds))
+        if options.json:
+            options.json.write_text(json.dumps(rounds, indent=1))
+    print(report(rounds, THREADS))
+    if options.plot:
+        plot(rounds, options.plot)
+
+
+if __name__ == "__main__":
+    main()
