@@ -32,7 +32,8 @@ def figures_of(
         return {}
     answered = [request.seconds for request in counted if request.status == 200]
     left = {request.number: request.over for request in requests if request.status == GAVE_UP}
-    model_cpu_s = sum(cpu for _, _, ended, cpu in calls if begin[0] <= ended < end[0])
+    counted_calls = [call for call in calls if begin[0] <= call[2] < end[0]]
+    model_cpu_s = sum(cpu for _, _, _, cpu in counted_calls)
     cpu_s = end[1] - begin[1]
     return {
         "offered/s": len(counted) / seconds,
@@ -48,7 +49,8 @@ def figures_of(
             * percentile([r.seconds for r in found if begin[0] <= r.due < end[0]], 0.99)
             for path, found in probes.items()
         },
-        "calls/s": sum(begin[0] <= ended < end[0] for _, _, ended, _ in calls) / seconds,
+        "calls/s": len(counted_calls) / seconds,
+        "calls under way": sum(ended - began for _, began, ended, _ in counted_calls) / seconds,
         "calls for clients that had left": float(
             sum(began > left[number] + _GRACE_S for number, began, _, _ in calls if number in left)
         ),

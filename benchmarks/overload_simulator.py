@@ -95,10 +95,6 @@ class Ours:
                 return [client]
         except Refusal:
             client.outcome = "refused"
-        else:
-            displaced = self._admission.displaced_by(client)
-            if displaced is not None:
-                displaced.outcome = "refused"
         return []
 
     def leave(self, client: Client) -> None:

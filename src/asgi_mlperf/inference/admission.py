@@ -1,10 +1,10 @@
 """Who gets a slot, who waits, who is refused: a pure state machine, with the clock passed in.
 
-In peace the queue is first in, first out. When a standing delay endangers the deadlines, it turns to newest
-first: the newest can still be answered in time, the oldest mostly cannot (adaptive LIFO with controlled
-delay, after folly's ``Codel`` and B. Maurer, "Fail at Scale", ACM Queue 13(8), 2015). Then each newcomer that
-finds more waiting than can be done in a quarter of its time displaces the oldest, which is refused at once and
-not when its time is over. Entries that can no longer make their deadline are refused unstarted.
+In peace the queue is first in, first out. When a standing delay endangers the deadlines, or many give up
+waiting, it turns to newest first: the newest can still be answered in time, the oldest mostly cannot (adaptive
+LIFO with controlled delay, after folly's ``Codel`` and B. Maurer, "Fail at Scale", ACM Queue 13(8), 2015).
+And the door becomes strict: it lets in only what will begin soon, so that the queue becomes short and stays
+so, and a refusal costs no more than a look at it. What can no longer make its deadline is refused unstarted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ _SHARES = (16, 4, 1)
 _LONGEST_RETRY_AFTER_S = 60
 _SHORTEST_INTERVAL_S = 0.1
 _ENDANGERED_SHARE = 0.25
-_LOST_SHARE = 0.2
+_SOON_SHARE = 0.125
+_SOON_CALLS = 2
+_MANY = 0.2
 _SMOOTHING = 0.1
 
 
@@ -71,29 +73,36 @@ class ServiceTime:
 class StandingDelay:
     """Tells a queue that endangers deadlines from a burst, or from callers that wait in good time.
 
-    It ``persists`` when throughout an interval even the oldest entry's least wait was more than a quarter of
-    the time that it had, or when many gave up waiting: callers may have less patience than they told.
+    ``persists``: throughout an interval even the oldest entry's least wait was more than a quarter of the
+    time that it had, or many gave up waiting, as callers may have less patience than they told. ``strict``:
+    deadlines were in danger, and would be again, as the door still refuses many.
     """
 
     def __init__(self) -> None:
         """Begin in peace."""
         self.persists = False
+        self.strict = False
         self._least = math.inf
-        self._freed = 0
-        self._lost = 0
+        self._freed = self._left = self._refused = 0
         self._ends = -math.inf
 
-    def lose(self) -> None:
-        """Count an entry that waited for nothing."""
-        self._lost += 1
+    def left(self) -> None:
+        """Count an entry that gave up waiting, or waited for nothing."""
+        self._left += 1
+
+    def refused(self) -> None:
+        """Count an entry that the strict door refused."""
+        self._refused += 1
 
     def observe(self, share: float, now: float, service_s: float) -> None:
         """Take the ``share`` of its time that the oldest entry has waited, when a slot frees."""
         if now >= self._ends:
-            many_lost = self._lost > _LOST_SHARE * self._freed
-            self.persists = _ENDANGERED_SHARE < self._least < math.inf or many_lost
+            many = _MANY * self._freed
+            endangered = _ENDANGERED_SHARE < self._least < math.inf
+            self.persists = endangered or self._left > many
+            self.strict = endangered or self._refused > many
             self._least = math.inf
-            self._freed = self._lost = 0
+            self._freed = self._left = self._refused = 0
             self._ends = now + max(_SHORTEST_INTERVAL_S, 4 * service_s)
         self._least = min(self._least, share)
         self._freed += 1
@@ -200,24 +209,11 @@ class Admission(Generic[Entry]):
             turns.append(self._next(now))
         return turns
 
-    def displaced_by(self, entry: Entry) -> Entry | None:
-        """Take out whom ``entry``, which waits now, leaves no time: none in peace, or in a short queue."""
-        level = self._levels[entry.level]
-        soon_s = _ENDANGERED_SHARE * (entry.deadline - entry.queued_at) * self.slots
-        if not self.standing_delay.persists or level.expected_s <= soon_s:
-            return None
-        oldest = level.oldest_due()
-        if oldest is None or oldest is entry:
-            return None
-        level.remove(oldest)
-        self.standing_delay.lose()
-        return oldest
-
     def withdraw(self, entry: Entry) -> bool:
         """Forget an entry that waits for nobody; say whether it waited."""
         waited = self._levels[entry.level].remove(entry)
         if waited:
-            self.standing_delay.lose()
+            self.standing_delay.left()
         return waited
 
     def clear(self) -> list[Entry]:
@@ -228,21 +224,29 @@ class Admission(Generic[Entry]):
         """Seconds until a new entry of ``level`` should get a slot: the work before it, over the slots."""
         if self.running < self.slots:
             return 0.0
-        before = sum(waiting.expected_s for waiting in self._levels[: level + 1])
-        if self.standing_delay.persists:
-            before = 0.0  # the newest goes first
-        return (before + self.service_time.mean) / self.slots
+        newest_first = self.standing_delay.persists
+        return ((0.0 if newest_first else self._work_s(level)) + self.service_time.mean) / self.slots
 
     def retry_after_s(self) -> float:
         """Seconds in which the present queue should be done, at least 1, at most 60."""
-        work_s = sum(level.expected_s for level in self._levels) + self.service_time.mean
+        work_s = self._work_s(LEVELS) + self.service_time.mean
         return min(_LONGEST_RETRY_AFTER_S, max(1.0, work_s / self.slots))
+
+    def _work_s(self, level: int) -> float:
+        return sum(waiting.expected_s for waiting in self._levels[: level + 1])
 
     def _check(self, entry: Entry, now: float) -> None:
         if len(self) >= self._max_queue:
             raise Refusal("queue_full")
         if now + self.expected_wait_s(entry.level) + entry.service.likely > entry.deadline:
             raise Refusal("too_late")
+        if self.standing_delay.strict and not self._begins_soon(entry, now):
+            self.standing_delay.refused()
+            raise Refusal("too_late")
+
+    def _begins_soon(self, entry: Entry, now: float) -> bool:
+        wait_s = self._work_s(entry.level) / self.slots
+        return wait_s <= max(_SOON_SHARE * (entry.deadline - now), _SOON_CALLS * self.service_time.mean)
 
     def _next(self, now: float) -> Turn[Entry]:
         refused: list[Entry] = []
@@ -250,7 +254,7 @@ class Admission(Generic[Entry]):
             if now + entry.service.likely <= entry.deadline:
                 self.running += 1
                 return Turn(entry, refused)
-            self.standing_delay.lose()
+            self.standing_delay.left()
             refused.append(entry)
         return Turn(None, refused)
 

@@ -33,7 +33,6 @@ _LONGEST_MS = 7 * 24 * 3600 * 1000
 _REFUSALS = {
     "queue_full": "overloaded: the queue is full",
     "too_late": "overloaded: the queue is too long for the deadline",
-    "displaced": "overloaded: newer calls go first",
     "shutting_down": "shutting down",
     "restarting": "overloaded: starting again after a failure",
 }
@@ -130,11 +129,8 @@ class Gate(abc.ABC, Generic[Work]):
             raise self.refusal(refusal.reason) from None
         if at_once:
             self._start(work)
-            return
-        displaced = self._admission.displaced_by(work)
-        if displaced is not None:
-            displaced.fail(self.refusal("displaced"))
-        self.observers.queue_length(len(self._admission))
+        else:
+            self.observers.queue_length(len(self._admission))
 
     @contextmanager
     def waiting(self, work: Work) -> Iterator[None]:
