@@ -42,7 +42,7 @@ def plot_goodput(curves: Sequence[Curve], path: Path, *, title: str) -> None:
         )
     axes.set_xscale("log")
     loads = sorted({load for curve in curves for load in curve.offered if load in (0.5, 1, 2, 4, 10)})
-    axes.set_xticks(loads, [f"{load:g}×" for load in loads])
+    axes.set_xticks(loads, [f"{load:g}x" for load in loads])
     axes.minorticks_off()
     axes.set(
         xlabel="offered load, in capacities", ylabel="goodput, in capacities", ylim=(0, 1.05), title=title

@@ -1,4 +1,4 @@
-"""An open-loop HTTP/1.1 client: Poisson arrivals, whatever becomes of the answers, and clients that give up."""
+"""An open-loop HTTP/1.1 client: Poisson arrivals whatever becomes of the answers, clients that give up."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
         if request is not None:
             self._clients.end(request, int(head[9:12]))
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's
         if self in self._clients.idle:
             self._clients.idle.remove(self)
         request, self._request = self._request, None

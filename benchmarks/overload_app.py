@@ -1,4 +1,4 @@
-"""The app that ``overload.py`` serves: one model of matrix products, called as ``OVERLOAD_CONTENDER`` says."""
+"""The app that ``overload.py`` serves: a model of matrix products, called as ``OVERLOAD_CONTENDER`` says."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from asgi_mlperf import Plugin
 CONTENDER = os.environ["OVERLOAD_CONTENDER"]
 PRODUCTS = int(os.environ["OVERLOAD_PRODUCTS"])
 THREADS = int(os.environ["OVERLOAD_THREADS"])
+SIZE = 512
 BOUND = 12 * THREADS  # about half of the clients' patience, at 19 ms a call
 
-WEIGHTS = np.random.default_rng(1).standard_normal((256, 256), dtype=np.float32) / 16
+WEIGHTS = np.random.default_rng(1).standard_normal((SIZE, SIZE), dtype=np.float32) / SIZE**0.5
 calls: list[tuple[int, float, float, float]] = []
 
 

@@ -116,7 +116,7 @@ def _row(rounds: Sequence[dict[str, Any]], name: str, load: int) -> str:
         return spread([value(one, taken) for one in rounds for taken in _of(one, name, load)], digits)
 
     cells = [
-        f"{load}×",
+        f"{load}x",
         name,
         over(lambda _, taken: taken["goodput/s"], 1),
         over(lambda one, taken: 100 * taken["goodput/s"] / capacity_of(one)),
@@ -157,7 +157,7 @@ def _of(one_round: dict[str, Any], name: str, load: int) -> list[dict[str, Any]]
 
 def spread(values: Sequence[float], digits: int) -> str:
     """Median, least and most."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def plot(rounds: Sequence[dict[str, Any]], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Goodput against offered load by queueing policy, in simulated time: ours is ``inference/admission.py`` itself.
+"""Goodput against offered load by queueing policy, in simulated time; ours is ``inference/admission.py``.
 
 Two slots, calls of 19 ms more or less, Poisson arrivals, clients that leave after 500 ms. Neither HTTP nor
 CPU time is simulated, so this shows what a policy could reach; ``overload.py`` measures what is reached.
@@ -21,7 +21,8 @@ from typing import Protocol
 
 from goodput_plot import Curve, plot_goodput
 
-from asgi_mlperf.inference.admission import Admission, Refusal, ServiceTime
+from asgi_mlperf.inference.admission import Admission, Refusal
+from asgi_mlperf.inference.delays import ServiceTime
 
 SLOTS = 2
 SERVICE_S = 0.019
@@ -61,7 +62,7 @@ class Queue:
         self._running = 0
         self._waiting: deque[Client] = deque()
 
-    def arrive(self, client: Client, now: float) -> list[Client]:
+    def arrive(self, client: Client, now: float) -> list[Client]:  # noqa: ARG002 - the policy's
         if self._running < SLOTS:
             self._running += 1
             return [client]
@@ -74,7 +75,7 @@ class Queue:
     def leave(self, client: Client) -> None:
         pass
 
-    def end(self, client: Client, now: float) -> list[Client]:
+    def end(self, client: Client, now: float) -> list[Client]:  # noqa: ARG002 - the policy's
         if self._waiting:
             return [self._waiting.popleft()]
         self._running -= 1

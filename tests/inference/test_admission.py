@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from dataclasses import dataclass, field
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_mlperf.inference.admission import Admission, Refusal, ServiceTime, StandingDelay
+from asgi_mlperf.inference.admission import Admission, Refusal
+from asgi_mlperf.inference.delays import ServiceTime, StandingDelay
 
 names = itertools.count()
 
@@ -174,6 +176,114 @@ def test_a_burst_is_no_standing_delay():
     for step in range(100):
         delay.observe(0.5 if step % 10 else 0.0, step / 100, 0.01)
         assert not delay.persists
+
+
+def endangered(*, waiting: int = 60, patience: float = 0.7) -> tuple[Admission[Entry], float, ServiceTime]:
+    """An admission with one slot of 10 ms calls that was asked for too much, and when that is."""
+    kind, now = taking(0.01), 0.0
+    admission = busy(service=kind)
+    for _ in range(waiting):
+        admission.offer(Entry(queued_at=now, deadline=now + patience, service=kind), now)
+    while not admission.standing_delay.persists:
+        now += 0.01
+        admission.release(now, Entry(service=kind), 0.01)
+    return admission, now, kind
+
+
+def refused(admission: Admission[Entry], now: float, kind: ServiceTime, patience: float = 0.7) -> bool:
+    """Whether a newcomer is refused."""
+    try:
+        admission.offer(Entry(queued_at=now, deadline=now + patience, service=kind), now)
+    except Refusal:
+        return True
+    return False
+
+
+def test_while_deadlines_are_in_danger_only_what_begins_soon_is_let_in():
+    admission, now, kind = endangered()
+    assert len(admission) > 20
+    assert refused(admission, now, kind)
+    assert not refused(admission, now, kind, patience=60)
+    while len(admission) > 8:
+        now += 0.01
+        admission.release(now, Entry(service=kind), 0.01)
+    assert not refused(admission, now, kind)
+    assert refused(admission, now, kind)
+
+
+def test_the_door_is_strict_for_as_long_as_it_refuses_many():
+    admission, now, kind = endangered()
+    for newcomers, strict in ((2, True), (0, False)):
+        for _ in range(150):
+            now += 0.01
+            for _ in range(newcomers if admission.running else 0):
+                refused(admission, now, kind)
+            if admission.running:
+                admission.release(now, Entry(service=kind), 0.01)
+            else:
+                admission.offer(Entry(queued_at=now, service=kind), now)
+        assert admission.standing_delay.strict is strict
+        assert len(admission) <= 10
+
+
+def test_calls_much_longer_than_they_should_wait_still_find_a_queue():
+    kind = taking(0.4)
+    admission = busy(service=kind)
+    admission.standing_delay.strict = True
+    assert not refused(admission, 0.0, kind, patience=2.0)
+    assert not refused(admission, 0.0, kind, patience=2.0)
+
+
+def test_many_who_give_up_waiting_turn_the_queue_to_newest_first_whatever_their_deadlines():
+    kind = taking(0.01)
+    for give_up, newest_first in ((1, True), (20, False)):
+        admission = busy(service=kind)
+        entries = [Entry(queued_at=0.0, deadline=60.0, service=kind) for _ in range(90)]
+        for entry in entries:
+            admission.offer(entry, 0.0)
+        for step in range(40):
+            if step % give_up == 0:
+                admission.withdraw(entries[30 + step])
+            admission.release(step / 100, Entry(service=kind), 0.01)
+        newest = Entry(queued_at=0.4, deadline=60.4, service=kind)
+        admission.offer(newest, 0.4)
+        assert (admission.release(0.4, Entry(service=kind), 0.01).next is newest) is newest_first
+        assert not admission.standing_delay.strict
+
+
+def test_newest_first_does_not_starve_an_entry_without_a_deadline():
+    admission, now, kind = endangered()
+    for entry in admission.clear():
+        assert entry.deadline < math.inf
+    patient = Entry(queued_at=now, service=kind)
+    admission.offer(patient, now)
+    admission.offer(Entry(queued_at=now, deadline=now + 1, service=kind), now)
+    assert admission.release(now).next is patient
+
+
+def test_an_entry_without_a_deadline_does_not_hide_the_danger_to_those_behind_it():
+    admission = busy(service=taking(0.01))
+    admission.offer(Entry(), 0.0)
+    admission.offer(Entry(), 0.0)
+    admission.offer(Entry(deadline=1.0), 0.0)
+    admission.release(0.5)
+    admission.release(0.7)
+    assert admission.standing_delay.persists
+
+
+@pytest.mark.parametrize("load", [1.5, 4.0, 10.0])
+def test_goodput_stays_near_capacity_whatever_is_offered(load, monkeypatch):
+    monkeypatch.syspath_prepend("benchmarks")
+    simulator = importlib.import_module("overload_simulator")
+    found = {
+        name: simulator.simulate(make(), load, seconds=8, seed=1) for name, make in simulator.POLICIES.items()
+    }
+    assert found["first in, first out"]["goodput"] < 0.1
+    assert found["asgi-mlperf, patience unknown"]["goodput"] > 0.85
+    ours = found["asgi-mlperf"]
+    assert ours["goodput"] > 0.9
+    assert ours["p50 ms"] < 120
+    assert ours["gave up"] < 0.05
 
 
 def test_urgent_levels_go_first_and_the_lowest_does_not_starve():

@@ -1,7 +1,7 @@
 """Who gets a slot, who waits, who is refused: a pure state machine, with the clock passed in.
 
 In peace the queue is first in, first out. When a standing delay endangers the deadlines, or many give up
-waiting, it turns to newest first: the newest can still be answered in time, the oldest mostly cannot (adaptive
+waiting, it turns to newest first: the newest can still be answered in time, the oldest mostly not (adaptive
 LIFO with controlled delay, after folly's ``Codel`` and B. Maurer, "Fail at Scale", ACM Queue 13(8), 2015).
 And the door becomes strict: it lets in only what will begin soon, so that the queue becomes short and stays
 so, and a refusal costs no more than a look at it. What can no longer make its deadline is refused unstarted.
@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
+
+from asgi_mlperf.inference.delays import ServiceTime, StandingDelay
 
 LEVELS = 3
 _SHARES = (16, 4, 1)
 _LONGEST_RETRY_AFTER_S = 60
-_SHORTEST_INTERVAL_S = 0.1
-_ENDANGERED_SHARE = 0.25
 _SOON_SHARE = 0.125
 _SOON_CALLS = 2
-_MANY = 0.2
-_SMOOTHING = 0.1
 
 
 class Waiting(Protocol):
@@ -43,69 +41,6 @@ class Refusal(Exception):  # noqa: N818 - a decision, turned into Overloaded by 
         """``reason`` is one of a few words."""
         super().__init__(reason)
         self.reason = reason
-
-
-class ServiceTime:
-    """What a call takes, learnt from past calls: moving mean and mean deviation, in seconds.
-
-    ``likely`` is the mean and twice the deviation, as TCP estimates a round trip (RFC 6298).
-    """
-
-    def __init__(self) -> None:
-        """Know nothing yet: 0 seconds."""
-        self.mean = 0.0
-        self._deviation = 0.0
-
-    @property
-    def likely(self) -> float:
-        """What a call takes at the most, as a rule."""
-        return self.mean + 2 * self._deviation
-
-    def observe(self, seconds: float) -> None:
-        """Learn from one call."""
-        if not self.mean:
-            self.mean = seconds
-            return
-        self._deviation += _SMOOTHING * (abs(seconds - self.mean) - self._deviation)
-        self.mean += _SMOOTHING * (seconds - self.mean)
-
-
-class StandingDelay:
-    """Tells a queue that endangers deadlines from a burst, or from callers that wait in good time.
-
-    ``persists``: throughout an interval even the oldest entry's least wait was more than a quarter of the
-    time that it had, or many gave up waiting, as callers may have less patience than they told. ``strict``:
-    deadlines were in danger, and would be again, as the door still refuses many.
-    """
-
-    def __init__(self) -> None:
-        """Begin in peace."""
-        self.persists = False
-        self.strict = False
-        self._least = math.inf
-        self._freed = self._left = self._refused = 0
-        self._ends = -math.inf
-
-    def left(self) -> None:
-        """Count an entry that gave up waiting, or waited for nothing."""
-        self._left += 1
-
-    def refused(self) -> None:
-        """Count an entry that the strict door refused."""
-        self._refused += 1
-
-    def observe(self, share: float, now: float, service_s: float) -> None:
-        """Take the ``share`` of its time that the oldest entry has waited, when a slot frees."""
-        if now >= self._ends:
-            many = _MANY * self._freed
-            endangered = _ENDANGERED_SHARE < self._least < math.inf
-            self.persists = endangered or self._left > many
-            self.strict = endangered or self._refused > many
-            self._least = math.inf
-            self._freed = self._left = self._refused = 0
-            self._ends = now + max(_SHORTEST_INTERVAL_S, 4 * service_s)
-        self._least = min(self._least, share)
-        self._freed += 1
 
 
 class Turn(NamedTuple, Generic[Entry]):
@@ -184,13 +119,30 @@ class Admission(Generic[Entry]):
 
         The length of the queue is only a limit when ``bounded``.
         """
+        if bounded:
+            reason = self.reason_to_refuse(entry.deadline, entry.level, entry.service, now)
+            if reason is not None:
+                raise Refusal(reason)
         if self.running < self.slots:
             self.running += 1
             return True
-        if bounded:
-            self._check(entry, now)
         self._levels[entry.level].add(entry)
         return False
+
+    def reason_to_refuse(
+        self, deadline: float, level: int, service: ServiceTime, now: float
+    ) -> Literal["queue_full", "too_late"] | None:
+        """Say why an entry like this may not wait; None if it may, or need not."""
+        if self.running < self.slots:
+            return None
+        if len(self) >= self._max_queue:
+            return "queue_full"
+        if now + self.expected_wait_s(level) + service.likely > deadline:
+            return "too_late"
+        if self.standing_delay.strict and not self._begins_soon(deadline - now, level):
+            self.standing_delay.refused()
+            return "too_late"
+        return None
 
     def release(self, now: float, done: Entry | None = None, service_s: float = 0.0) -> Turn[Entry]:
         """Take a slot back and give it on; ``done`` is what was done there, in ``service_s`` seconds."""
@@ -235,18 +187,9 @@ class Admission(Generic[Entry]):
     def _work_s(self, level: int) -> float:
         return sum(waiting.expected_s for waiting in self._levels[: level + 1])
 
-    def _check(self, entry: Entry, now: float) -> None:
-        if len(self) >= self._max_queue:
-            raise Refusal("queue_full")
-        if now + self.expected_wait_s(entry.level) + entry.service.likely > entry.deadline:
-            raise Refusal("too_late")
-        if self.standing_delay.strict and not self._begins_soon(entry, now):
-            self.standing_delay.refused()
-            raise Refusal("too_late")
-
-    def _begins_soon(self, entry: Entry, now: float) -> bool:
-        wait_s = self._work_s(entry.level) / self.slots
-        return wait_s <= max(_SOON_SHARE * (entry.deadline - now), _SOON_CALLS * self.service_time.mean)
+    def _begins_soon(self, time_s: float, level: int) -> bool:
+        wait_s = self._work_s(level) / self.slots
+        return wait_s <= max(_SOON_SHARE * time_s, _SOON_CALLS * self.service_time.mean)
 
     def _next(self, now: float) -> Turn[Entry]:
         refused: list[Entry] = []

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from asgi_mlperf.exceptions import DeadlineExceeded, Overloaded
 from asgi_mlperf.hooks import ModelCall, current_exchange
-from asgi_mlperf.inference.admission import Admission, Refusal, ServiceTime, Turn, Waiting
+from asgi_mlperf.inference.admission import Admission, Refusal, Turn, Waiting
 from asgi_mlperf.inference.deadlines import clock, current_deadline, deadline_of
+from asgi_mlperf.inference.delays import ServiceTime
 from asgi_mlperf.inference.waiting import Patience
 
 if TYPE_CHECKING:
@@ -116,10 +117,16 @@ class Gate(abc.ABC, Generic[Work]):
             service = self._services[name] = ServiceTime()
         return service
 
+    def admit(self, deadline: float, level: int, service: ServiceTime, now: float) -> None:
+        """Raise ``Overloaded`` for work that may not wait, before it exists: a refusal should cost little."""
+        reason = self._admission.reason_to_refuse(deadline, level, service, now)
+        if reason is not None:
+            raise self.refusal(reason)
+
     def submit(self, work: Work, *, bounded: bool = True) -> None:
         """Start ``work`` if a slot is free, else let it wait; raise ``Overloaded`` if it may not.
 
-        ``bounded=False`` is for work whose owner bounds what stands behind it: it is never refused.
+        ``bounded=False`` is for work that ``admit`` let in, or whose owner bounds what stands behind it.
         """
         if self.closed:
             raise self.refusal("shutting_down")
@@ -212,9 +219,9 @@ class Gate(abc.ABC, Generic[Work]):
         if now - self._logged_at >= _LOG_EVERY_S:
             log.warning("refused %d calls to %s: %s", self._unlogged, self.name, _REFUSALS[reason])
             self._logged_at, self._unlogged = now, 0
-        seconds = self._admission.retry_after_s() * random.uniform(1.0, 1.5)  # noqa: S311 - spreads retries
-        whole = int(seconds + random.random())  # noqa: S311 - spreads short ones too, over whole seconds
-        return Overloaded(_REFUSALS[reason], retry_after_s=whole)
+        seconds = self._admission.retry_after_s()
+        seconds += max(1.0, seconds / 2) * random.random()  # noqa: S311 - spreads retries over whole seconds
+        return Overloaded(_REFUSALS[reason], retry_after_s=int(seconds))
 
     def close(self) -> None:
         """Refuse everything from now on, what waits included."""

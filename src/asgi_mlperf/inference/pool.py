@@ -73,18 +73,21 @@ class Pool(Gate[Work]):
         """Run ``func(*args)`` in a slot and return its result or raise its exception."""
         now, name = clock(), name_of(func)
         self.refuse_own(name)
+        deadline = self.deadline(now, timeout_s, name)
+        level, service = level_of(priority), self.service(name)
+        self.admit(deadline, level, service, now)
         call = Call(
             func,
             args,
             name=name,
             queued_at=now,
-            deadline=self.deadline(now, timeout_s, name),
-            level=level_of(priority),
-            service=self.service(name),
+            deadline=deadline,
+            level=level,
+            service=service,
             pool=self.name,
         )
         with self.waiting(call):
-            self.submit(call)
+            self.submit(call, bounded=False)
             return await self.result(call)
 
     def refuse_own(self, name: str) -> None:

@@ -16,7 +16,7 @@ from asgi_mlperf.inference.waiting import Waiter, name_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from asgi_mlperf.inference.admission import ServiceTime
+    from asgi_mlperf.inference.delays import ServiceTime
     from asgi_mlperf.inference.executors import Outcome
 
 

@@ -1,0 +1,73 @@
+"""What admission goes by: how long calls take, and whether waiting for them has become the rule."""
+
+from __future__ import annotations
+
+import math
+
+_SHORTEST_INTERVAL_S = 0.1
+_ENDANGERED_SHARE = 0.25
+_MANY = 0.2
+_SMOOTHING = 0.1
+
+
+class ServiceTime:
+    """What a call takes, learnt from past calls: moving mean and mean deviation, in seconds.
+
+    ``likely`` is the mean and twice the deviation, as TCP estimates a round trip (RFC 6298).
+    """
+
+    def __init__(self) -> None:
+        """Know nothing yet: 0 seconds."""
+        self.mean = 0.0
+        self._deviation = 0.0
+
+    @property
+    def likely(self) -> float:
+        """What a call takes at the most, as a rule."""
+        return self.mean + 2 * self._deviation
+
+    def observe(self, seconds: float) -> None:
+        """Learn from one call."""
+        if not self.mean:
+            self.mean = seconds
+            return
+        self._deviation += _SMOOTHING * (abs(seconds - self.mean) - self._deviation)
+        self.mean += _SMOOTHING * (seconds - self.mean)
+
+
+class StandingDelay:
+    """Tells a queue that endangers deadlines from a burst, or from callers that wait in good time.
+
+    ``persists``: throughout an interval even the oldest entry's least wait was more than a quarter of the
+    time that it had, or many gave up waiting, as callers may have less patience than they told. ``strict``:
+    deadlines were in danger, and would be again, as the door still refuses many.
+    """
+
+    def __init__(self) -> None:
+        """Begin in peace."""
+        self.persists = False
+        self.strict = False
+        self._least = math.inf
+        self._freed = self._left = self._refused = 0
+        self._ends = -math.inf
+
+    def left(self) -> None:
+        """Count an entry that gave up waiting, or waited for nothing."""
+        self._left += 1
+
+    def refused(self) -> None:
+        """Count an entry that the strict door refused."""
+        self._refused += 1
+
+    def observe(self, share: float, now: float, service_s: float) -> None:
+        """Take the ``share`` of its time that the oldest entry has waited, when a slot frees."""
+        if now >= self._ends:
+            many = _MANY * self._freed
+            endangered = _ENDANGERED_SHARE < self._least < math.inf
+            self.persists = endangered or self._left > many
+            self.strict = endangered or self._refused > many
+            self._least = math.inf
+            self._freed = self._left = self._refused = 0
+            self._ends = now + max(_SHORTEST_INTERVAL_S, 4 * service_s)
+        self._least = min(self._least, share)
+        self._freed += 1
