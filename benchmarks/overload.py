@@ -3,8 +3,8 @@
 One server at a time, on 127.0.0.1, calls a model of about 19 ms of 512x512 float32 matrix products on one CPU,
 which release the GIL. Requests arrive by a Poisson process, whatever becomes of the answers; a client leaves
 after 500 ms. A round first measures the capacity in a closed loop, then offers every contender 1, 2, 4 and 10
-times that, in an order that alternates; the same seeds give all contenders of a round the same arrivals. Every
-measurement gets a new server, as a stock one has still to work off what it queued. Server and clients share the
+times that, in alternating order; the same seeds give all contenders of a round the same arrivals. Every
+measurement gets a new server, as a stock one has to work off what it queued. Server and clients share the
 machine's CPUs, and the clients' part is in the results.
 """
 

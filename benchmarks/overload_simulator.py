@@ -1,4 +1,4 @@
-"""Goodput against offered load by queueing policy, in simulated time; ours is ``inference/admission.py``.
+"""Goodput against offered load by queueing policy, in simulated time; ours is the plugin's admission.
 
 Two slots, calls of 19 ms more or less, Poisson arrivals, clients that leave after 500 ms. Neither HTTP nor
 CPU time is simulated, so this shows what a policy could reach; ``overload.py`` measures what is reached.
