@@ -1,6 +1,6 @@
 """What remains of an app's capacity when more is asked of it than it can do.
 
-One server at a time, on 127.0.0.1, calls a model of about 19 ms of 512x512 float32 matrix products on one CPU,
+One server at a time, on 127.0.0.1, calls a model of some 19 ms of 512x512 float32 matrix products on one CPU,
 which release the GIL. Requests arrive by a Poisson process, whatever becomes of the answers; a client leaves
 after 500 ms. A round first measures the capacity in a closed loop, then offers every contender 1, 2, 4 and 10
 times that, in alternating order; the same seeds give all contenders of a round the same arrivals. Every
