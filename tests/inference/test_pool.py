@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 import weakref
 
 import anyio
@@ -102,6 +103,65 @@ async def test_a_full_queue_refuses_with_503_and_retry_after():
         await asyncio.gather(*tasks)
     assert caught.value.status_code == 503
     assert caught.value.headers == {"Retry-After": str(caught.value.retry_after_s)}
+
+
+async def test_clients_are_told_to_come_back_at_times_that_are_spread_and_bounded():
+    plugin = plugin_with(threads=1)
+    async with plugin.lifespan(Starlette()):
+        pool, gate = plugin._engine().pool(), Gate()
+        task = asyncio.create_task(plugin.run(gate))
+        await gate.started.get()
+        idle = {pool.refusal("queue_full").retry_after_s for _ in range(200)}
+        pool._admission.service_time.observe(3_600.0)
+        hours = {pool.refusal("queue_full").retry_after_s for _ in range(200)}
+        gate.opened.set()
+        await task
+    assert idle == {1}  # whole seconds, and below two
+    assert len(hours) > 10
+    assert min(hours) >= 60
+    assert max(hours) <= 90
+
+
+async def test_refusals_are_logged_in_one_line_a_second_with_their_number(caplog, monkeypatch):
+    now = time.perf_counter()
+    monkeypatch.setattr("asgi_mlperf.inference.gate.clock", lambda: now)
+    plugin = plugin_with(threads=1, max_queue=0)
+    async with plugin.lifespan(Starlette()):
+        gate = Gate()
+        task = asyncio.create_task(plugin.run(gate))
+        await gate.started.get()
+        for step in (0.0, 0.0, 0.0, 1.5, 0.0):
+            now += step
+            with pytest.raises(Overloaded):
+                await plugin.run(gate)
+        gate.opened.set()
+        await task
+    lines = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert [line.split(":")[0] for line in lines] == [
+        "refused 1 calls to default",
+        "refused 3 calls to default",
+    ]
+
+
+async def test_what_is_given_up_is_counted_by_reason():
+    plugin = plugin_with(threads=1)
+    app = Starlette()
+    plugin.install(app)
+    async with plugin.lifespan(app):
+        gate = Gate()
+        running = asyncio.create_task(plugin.run(gate))
+        await gate.started.get()
+        waiting = asyncio.create_task(plugin.run(gate))
+        await anyio.lowlevel.checkpoint()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        with pytest.raises(DeadlineExceeded):
+            await plugin.run(gate, timeout=0.001)
+        gate.opened.set()
+        await running
+        text = (await call(app, "/metrics")).body.decode()
+    for reason in ("cancelled", "deadline"):
+        assert f'asgi_mlperf_inference_abandoned_total{{pool="default",reason="{reason}"}} 1.0' in text
 
 
 async def test_a_call_that_cannot_make_its_deadline_is_refused_at_the_door():
@@ -219,6 +279,16 @@ async def test_shutdown_waits_for_running_calls():
         await gate.started.get()
         asyncio.get_running_loop().call_soon(gate.opened.set)
     assert await task == 5
+
+
+async def test_shutdown_lets_what_waits_run_too():
+    plugin = plugin_with(threads=1)
+    async with plugin.lifespan(Starlette()):
+        gate = Gate()
+        tasks = [asyncio.create_task(plugin.run(gate, value)) for value in range(3)]
+        await gate.started.get()
+        asyncio.get_running_loop().call_soon(gate.opened.set)
+    assert [await task for task in tasks] == [0, 1, 2]
 
 
 async def test_shutdown_gives_up_on_calls_that_do_not_end(caplog):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("asgi_mlperf")
 
+_FRAMES = 16
+
 
 class Pool(Gate[Work]):
     """Runs at most ``slots`` jobs at once on its executor; others wait in a bounded queue.
@@ -183,6 +185,10 @@ class Pool(Gate[Work]):
 
 
 def where(thread: int | None) -> str:
-    """Say where a thread is: the file and line of its innermost frame."""
+    """Say where in its call a thread is: the innermost frames, each with the one that called it after it."""
     frame = sys._current_frames().get(thread) if thread else None  # noqa: SLF001 - public in all but its name
-    return f", at {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else ""
+    places: list[str] = []
+    while frame is not None and len(places) < _FRAMES and frame.f_globals.get("__package__") != __package__:
+        places.append(f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}")
+        frame = frame.f_back
+    return f", at {', from '.join(places)}" if places else ""
