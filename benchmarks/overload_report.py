@@ -5,14 +5,22 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from goodput_plot import Curve, plot_goodput
 from open_loop import BROKEN, GAVE_UP, Request
 
 Figures = dict[str, float]
-Moment = tuple[float, float, float]
-"""Seconds on the clock, CPU seconds of the server, CPU seconds of the clients."""
+
+
+class Moment(NamedTuple):
+    """Seconds on the clock, and CPU seconds of the server, the clients, and everything on the machine."""
+
+    at: float
+    server_s: float
+    clients_s: float
+    machine_s: float
+
 
 _GRACE_S = 0.01
 """What a departure may take to reach the server's event loop."""
@@ -57,6 +65,7 @@ def figures_of(
         "server CPUs": cpu_s / seconds,
         "server CPUs, model": model_cpu_s / seconds,
         "clients CPUs": (end[2] - begin[2]) / seconds,
+        "CPUs of others": (end[3] - begin[3] - (end[2] - begin[2]) - cpu_s) / seconds,
         "clients lag p99 ms": 1000 * percentile([r.sent - r.due for r in counted], 0.99),
     }
 
