@@ -119,6 +119,8 @@ class Gate(abc.ABC, Generic[Work]):
 
     def admit(self, deadline: float, level: int, service: ServiceTime, now: float) -> None:
         """Raise ``Overloaded`` for work that may not wait, before it exists: a refusal should cost little."""
+        if self.closed:
+            raise self.refusal("shutting_down")
         reason = self._admission.reason_to_refuse(deadline, level, service, now)
         if reason is not None:
             raise self.refusal(reason)
