@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from asgi_mlperf.hooks import BatchObservers
-    from asgi_mlperf.inference.admission import ServiceTime
+    from asgi_mlperf.inference.delays import ServiceTime
     from asgi_mlperf.inference.options import BatchOptions
     from asgi_mlperf.inference.placement import Meter, Placement
     from asgi_mlperf.inference.pool import Pool
