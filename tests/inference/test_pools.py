@@ -227,9 +227,8 @@ def test_an_idle_limit_does_not_grow():
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_chaos_leaves_every_counter_at_zero(seed):
-    chance = random.Random(seed)
+async def test_chaos_leaves_every_counter_at_zero():
+    chance = random.Random(1)
     plugin = Plugin(Settings(pool={"threads": 3, "max_queue": 50}, health={"drain_ms": 60_000}))
     side = plugin.pool("side", threads=2, max_queue=20)
     most = running = done = 0
