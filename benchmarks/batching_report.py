@@ -70,6 +70,14 @@ class Runs:
     def sorted(self, name: str) -> list[Any]:
         return sorted(self.distinct(name))
 
+    def ranked(self) -> list[str]:
+        """Return the contenders: those with one worker first, then those that answered most."""
+        best: dict[str, tuple[int, float]] = {}
+        for name in self.distinct("contender"):
+            turns = self.having(contender=name)
+            best[name] = (turns[0]["workers"], -max(turn["requests/s"] for turn in turns))
+        return sorted(best, key=lambda name: best[name])
+
     def cell(self, contender: str, column: str, connections: int) -> str:
         turns = self.having(contender=contender, connections=connections)
         return spread([turn[column] for turn in turns], COLUMNS[column]) if turns else "-"
@@ -104,7 +112,7 @@ def table(runs: Runs) -> str:
     cells += [("CPU µs/request", max(levels))]
     cells += [("idle CPU %", max(levels))] if any("idle CPU %" in turn for turn in runs.turns) else []
     rows = []
-    for contender in runs.distinct("contender"):
+    for contender in runs.ranked():
         failed = sum(turn["failed"] + turn["socket errors"] for turn in runs.having(contender=contender))
         rows.append([contender, *(runs.cell(contender, *cell) for cell in cells), f"{failed:.0f}"])
     head = [f"{column} at {level}" for column, level in cells]

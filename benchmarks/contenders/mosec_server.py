@@ -1,4 +1,4 @@
-"""mosec, a Rust front with Python workers; a wait of 1 ms, the shortest, served best here at every load."""
+"""mosec, a Rust front with Python workers; a wait of 1 ms is the shortest that it has."""
 
 from __future__ import annotations
 
