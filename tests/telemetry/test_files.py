@@ -16,7 +16,7 @@ AMOUNTS = (0.0, 0.05, 0.1, 0.5, 30.0)
 
 
 @pytest.fixture
-def directory(tmp_path, monkeypatch) -> Path:
+def directory(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     return tmp_path
 
