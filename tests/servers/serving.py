@@ -115,6 +115,13 @@ class Server:
                 raise AssertionError(f"no {event!r} but {self.events}\n{self.output}") from None
         return found[:count]
 
+    def wait_for_output(self, text: str, count: int = 1) -> None:
+        """Wait until the server has printed ``text`` so many times."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self.output.count(text) < count:
+            if time.monotonic() > deadline or self._ends_within(0.02):
+                raise AssertionError(f"no {text!r} in the output\n{self.output}")
+
     def read_events(self) -> list[dict[str, Any]]:
         """Return every event so far, in order."""
         self._reports.setblocking(False)
