@@ -46,7 +46,9 @@ def live(name: str, directory: Path, *, plugin: bool) -> Life:
     life = Life(WORKERS.get(name, 1))
     with serving(COMMANDS[name], directory, plugin=plugin) as server:
         server.wait_for("startup", life.workers)
-        if name.startswith("granian"):  # a worker that is told to stop before it has said this goes on for ever
+        if name.startswith(
+            "granian"
+        ):  # a worker that is told to stop before it has said this goes on for ever
             server.wait_for_output("Started worker", life.workers)
         for path in ("/livez", "/readyz", "/metrics", "/double?number=21", "/triple?number=14"):
             life.answers[path] = server.get(path)

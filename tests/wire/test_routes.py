@@ -1,15 +1,19 @@
 import subprocess
 import sys
+import threading
 from typing import Annotated, Any
 
+import fastapi.routing
 import numpy as np
 import pytest
 import torch
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.telemetry import get_telemetry_data
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
+from opentelemetry.trace import NoOpTracer, TracerProvider
 from pydantic import BaseModel
 
 from asgi_mlperf.wire import TensorResponse
@@ -159,6 +163,122 @@ def test_parameters_are_read_from_the_body():
     assert api.post("/embed?scale=2", json=[[1, 2]]).json() == [[2, 4]]
     assert api.post("/score", json=[1, 2]).json() == 3
     assert api.post("/table", json={"a": [1]}).json() == {"a": [1]}
+
+
+@pytest.fixture
+def fastapi_solves_nothing(monkeypatch):
+    async def refuse(**_):
+        raise AssertionError("FastAPI solved the dependencies")
+
+    monkeypatch.setattr("fastapi.routing.solve_dependencies", refuse)
+
+
+@pytest.mark.usefixtures("fastapi_solves_nothing")
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+def test_a_body_and_the_request_are_all_that_is_looked_for_where_nothing_else_is_asked_for(prefix):
+    router = APIRouter(route_class=ORJSONRoute)
+
+    @router.post("/async", status_code=201)
+    async def asynchronous(x: Array[np.float32, "2"], request: Request):
+        return {"path": request.url.path, "x": x, "thread": threading.get_ident()}
+
+    @router.post("/def")
+    def synchronous(x: Array[np.float32, "2"]):
+        return {"x": x, "thread": threading.get_ident()}
+
+    @router.post("/nothing", status_code=204)
+    async def nothing():
+        return None
+
+    app = FastAPI()
+    app.router.route_class = ORJSONRoute
+    app.include_router(router, prefix=prefix)
+    if not prefix:
+        app.router.routes[:] = router.routes
+    with TestClient(app) as api:
+        on_loop = api.post(f"{prefix}/async", json=[1, 2])
+        assert on_loop.status_code == 201
+        assert on_loop.json()["path"] == f"{prefix}/async"
+        in_thread = api.post(f"{prefix}/def", json=[3, 4])
+        assert in_thread.json()["x"] == [3, 4]
+        assert in_thread.json()["thread"] != on_loop.json()["thread"]
+        assert api.post(f"{prefix}/nothing").status_code == 204
+        assert api.post(f"{prefix}/def", json=[1]).status_code == 422
+
+
+@pytest.mark.parametrize("where", ["route", "router", "include", "app"])
+def test_dependencies_from_everywhere_are_asked(where):
+    def refuse():
+        raise HTTPException(401)
+
+    guards = {
+        name: [Depends(refuse)] if name == where else [] for name in ("route", "router", "include", "app")
+    }
+    router = APIRouter(route_class=ORJSONRoute, dependencies=guards["router"])
+    router.post("/embed", dependencies=guards["route"])(sum_up)
+    app = FastAPI(dependencies=guards["app"])
+    app.include_router(router, dependencies=guards["include"])
+    assert TestClient(app).post("/embed", json=[1, 2]).status_code == 401
+
+
+async def sum_up(x: Array[np.float32, "n"]):  # noqa: F821 - a shape
+    return float(x.sum())
+
+
+def test_what_reads_a_body_can_be_overridden_and_put_back():
+    body = parsed(ArrayBody(np.float32, "2"))
+
+    async def endpoint(x: Annotated[NDArray[np.float32], body]):
+        return x
+
+    api = client(endpoint=endpoint)
+    api.app.dependency_overrides[body.dependency] = lambda: np.zeros(1, np.float32)
+    assert api.post("/endpoint", json=[1, 2]).json() == [0]
+    api.app.dependency_overrides.clear()
+    assert api.post("/endpoint", json=[1, 2]).json() == [1, 2]
+
+
+def test_two_parameters_of_one_declaration_are_one_body():
+    row = Array[np.float32, "2"]
+
+    async def both(x: row, y: row):
+        return [x is y, x]
+
+    assert client(both=both).post("/both", json=[1, 2]).json() == [True, [1, 2]]
+
+
+class Tracing(TracerProvider):
+    def get_tracer(self, *_args, **_options):
+        return NoOpTracer()
+
+
+def test_fastapis_own_telemetry_sees_the_parameters():
+    async def observed(x: Array[np.float32, "2"]):
+        seen = get_telemetry_data()
+        return list(seen.values) if seen and seen.values else []
+
+    app = FastAPI(telemetry={"tracer_provider": Tracing()})
+    app.router.route_class = ORJSONRoute
+    app.post("/observed")(observed)
+    assert "x" in TestClient(app).post("/observed", json=[1, 2]).json()
+
+
+def test_a_handler_that_another_library_wrapped_is_left_to_it(monkeypatch):
+    wrapped = fastapi.routing.get_request_handler
+    seen = []
+
+    def wrap(**options):
+        dependant, handler = options["dependant"], wrapped(**options)
+
+        async def around(request):
+            seen.append(dependant.path)
+            return await handler(request)
+
+        return around
+
+    monkeypatch.setattr(fastapi.routing, "get_request_handler", wrap)
+    assert client(sum_up=sum_up).post("/sum_up", json=[1, 2]).json() == 3
+    assert seen == ["/sum_up"]
 
 
 def test_a_body_that_is_not_what_was_declared_is_a_validation_error_like_any_other():
