@@ -29,13 +29,23 @@ _NO_START: Message = {}
 
 
 class Traffic:
-    """How many requests are in flight, kept by the middleware and read by whoever needs it."""
+    """How many requests are in flight, kept by the middleware and read by whoever needs it.
 
-    __slots__ = ("in_flight",)
+    ``wake``, which who rests until there is work may set in any thread, is called by the next request, once.
+    """
+
+    __slots__ = ("in_flight", "wake")
 
     def __init__(self) -> None:
         """Begin with none."""
         self.in_flight = 0
+        self.wake: Callable[[], object] | None = None
+
+    def stir(self) -> None:
+        """Wake who rests."""
+        wake, self.wake = self.wake, None
+        if wake is not None:
+            wake()
 
 
 class Notes:
@@ -93,7 +103,10 @@ class Exchange:
         self._serving = serving
         self.ahead: ReadAhead | None = None
         self.notes: Notes | None = None
-        serving.traffic.in_flight += 1
+        traffic = serving.traffic
+        traffic.in_flight += 1
+        if traffic.wake is not None:
+            traffic.stir()
         self.started_at = serving.clock()
 
     def end(self) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -321,3 +321,72 @@ def test_every_exit_restores(bench: Bench):
     with pytest.raises(RuntimeError, match="the body failed"):
         failing()
     assert (gc.get_threshold(), list(gc.callbacks), gc.get_freeze_count()) == found
+
+
+def rests(bench: Bench) -> bool:
+    bench.now += 0.5
+    bench.collector.look_around()
+    return bench.traffic.wake is not None
+
+
+def test_a_worker_rests_once_nothing_has_happened_for_a_second(bench: Bench):
+    with bench.scheduling():
+        bench.request()
+        assert [rests(bench) for _ in range(4)] == [False, False, True, True]
+
+
+@pytest.fixture
+def resting(bench: Bench) -> Iterator[Bench]:
+    with bench.scheduling():
+        bench.now += 1
+        bench.collector.look_around()
+        assert rests(bench)
+        yield bench
+
+
+def test_the_next_request_ends_the_rest_once(resting: Bench):
+    stirred = []
+    resting.traffic.wake = lambda: stirred.append(1)
+    for _ in range(2):
+        resting.traffic.stir()
+    assert stirred == [1]
+    resting.request()
+    assert not rests(resting)
+
+
+def test_a_request_that_stays_allows_no_rest(resting: Bench):
+    resting.traffic.stir()
+    resting.traffic.in_flight = 1
+    resting.now += 2
+    assert not rests(resting)
+
+
+def test_a_job_that_makes_objects_without_requests_allows_no_rest(resting: Bench):
+    kept: list[Any] = [[] for _ in range(500)]
+    assert not rests(resting)
+    assert rests(resting)
+    del kept
+
+
+def test_memory_that_grows_without_requests_ends_the_rest_at_once(resting: Bench):
+    resting.collector.look_around()
+    assert resting.traffic.wake is not None
+    resting.rss += 2 * MIB
+    resting.collector.look_around()
+    assert resting.traffic.wake is None
+
+
+def test_a_due_collection_allows_no_rest(resting: Bench):
+    kept: list[Any] = [[] for _ in range(3_000)]
+    assert not rests(resting)
+    assert not rests(resting)
+    del kept
+
+
+def test_nobody_is_woken_after_the_end(bench: Bench):
+    with bench.scheduling():
+        for _ in range(3):
+            bench.now += 1
+            bench.collector.look_around()
+        assert bench.traffic.wake is not None
+    assert bench.traffic.wake is None

@@ -271,6 +271,13 @@ def test_memory_is_looked_at_more_often_where_it_is_short(free_mib, expected_ms)
     assert 1000 * policy().next_look_s(START) == 50
 
 
+@pytest.mark.parametrize(("free_mib", "expected_ms"), [(100_000, 500), (4_096, 250), (256, 15.625)])
+def test_at_rest_memory_is_looked_at_less_often_but_before_it_can_fill(free_mib, expected_ms):
+    heap = START._replace(limit=START.rss + free_mib * MIB)
+    assert 1000 * policy().next_look_s(heap, rests=True) == pytest.approx(expected_ms)
+    assert policy().next_look_s(START, rests=True) == 0.5
+
+
 def test_without_generations_only_full_collections_are_chosen():
     made = policy(has_generations=False)
     assert made.choose(START._replace(new_objects=50_000, quiet_s=1)) is None

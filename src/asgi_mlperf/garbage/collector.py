@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from asgi_mlperf.garbage.heap import Generation, Heap
-from asgi_mlperf.garbage.lull import Lull
+from asgi_mlperf.garbage.lull import REST_S, Lull
 from asgi_mlperf.garbage.policy import Policy
 from asgi_mlperf.garbage.switches import Switches
 from asgi_mlperf.garbage.watch import watching
@@ -33,9 +33,9 @@ class Collector:
     """Collects between requests instead of inside them.
 
     While it is active, automatic full collections are off and automatic young ones are a far backstop. A
-    thread looks at memory every ``check_ms``. When memory grows and no request ends, or a full collection
-    is long overdue, it opens the valve: CPython collects by itself, twice as eagerly as a stock process does,
-    until a full collection has run or memory is back.
+    thread looks at memory every ``check_ms``, less often while nothing happens. When memory grows and no
+    request ends, or a full collection is long overdue, it opens the valve: CPython collects by itself, twice
+    as eagerly as a stock process does, until a full collection has run or memory is back.
     """
 
     def __init__(
@@ -65,14 +65,18 @@ class Collector:
         self._limit = memory_limit or 0
         self._rss = rss()
         self._switches = Switches()
-        self._lull = Lull(traffic, now=clock())
+        now = clock()
+        self._lull = Lull(traffic, now=now)
         self._policy = Policy(
-            settings, now=clock(), rss=self._rss, old=freezer.left_alone, has_generations=kind.has_generations
+            settings, now=now, rss=self._rss, old=freezer.left_alone, has_generations=kind.has_generations
         )
         self._quiet_limit = self._busy_limit = _NEVER
         self._ends_per_look = _ENDS_PER_LOOK_AT_MEMORY
         self._scheduled = False
         self._active = False
+        self._stir: Callable[[], None] | None = None
+        self._intervals = 0.0, 0.0
+        self._rests_until = now
 
     @contextmanager
     def scheduling(self) -> Iterator[None]:
@@ -84,17 +88,24 @@ class Collector:
         with self._switches.restored():
             self._pauses.listeners.append(self._learn)
             try:
-                with watching(self.look_around, self._give_up, first_s=first_s):
+                with watching(self.look_around, self._give_up, first_s=first_s) as self._stir:
                     yield
             finally:
                 self._active = False
+                self._traffic.wake = None
                 self._pauses.listeners.remove(self._learn)
 
-    def look_around(self) -> float:
-        """Look at memory, at the clock and at what others did; return the seconds until the next look."""
-        now = self._clock()
-        self._rss = self._read_rss()
-        self._lull.look(now)
+    def look_around(self) -> tuple[float, float]:
+        """Look at memory, at the clock and at what others did.
+
+        Returns the seconds until the next look, and how many they are where the worker rests until then.
+        """
+        now, rss = self._clock(), self._read_rss()
+        if self._traffic.wake is not None and now < self._rests_until and not self._lull.grew(rss):
+            return self._intervals
+        self._traffic.wake = None
+        self._rss = rss
+        self._lull.look(now, objects=gc.get_count()[0], rss=self._rss)
         heap = self._heap()
         self._policy.saw_memory(heap)
         self._pauses.keep_watching()
@@ -103,12 +114,20 @@ class Collector:
             self._policy.thawed(self._freezer.thaw())
         self._mind_the_valve(heap)
         self._set_limits()
-        if self._policy.choose(heap) is not None and not self._scheduled:
+        wanted = self._policy.choose(heap) is not None
+        if wanted and not self._scheduled:
             self._scheduled = True
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._look)
         self._report(now)
-        return self._policy.next_look_s(heap)
+        rests = self._lull.rests and not wanted and self._may_rest(now)
+        self._intervals = self._policy.next_look_s(heap), self._policy.next_look_s(heap, rests=rests)
+        return self._intervals
+
+    def _may_rest(self, now: float) -> bool:
+        self._traffic.wake = self._stir
+        self._rests_until = now + REST_S
+        return not self._traffic.in_flight  # a request that came just before could not wake it
 
     def request_ended(self, _: Exchange) -> None:
         """Look, at the end of each request, whether the moment is good."""

@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from asgi_mlperf.garbage.heap import Generation, Heap
+from asgi_mlperf.garbage.lull import REST_S
 from asgi_mlperf.garbage.pacer import Pacer
 
 if TYPE_CHECKING:
@@ -97,9 +98,9 @@ class Policy:
             limit = min(limit, 1 << fitting.bit_length() >> 1)
         return max(limit, automatic)
 
-    def next_look_s(self, heap: Heap) -> float:
+    def next_look_s(self, heap: Heap, *, rests: bool = False) -> float:
         """Return seconds until the next look at memory: before a blocked loop can fill what is free."""
-        usual = self._settings.check_ms / 1000
+        usual = max(self._settings.check_ms / 1000, REST_S if rests else 0)
         if not heap.limit:
             return usual
         room = max(heap.limit - heap.rss, 0)

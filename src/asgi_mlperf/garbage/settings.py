@@ -94,5 +94,6 @@ class GarbageSettings(BaseModel):
     check_ms: float = Field(
         default=50.0,
         ge=1,
-        description="milliseconds between looks at memory, from a thread of its own; less where it is short",
+        description="milliseconds between looks at memory, from a thread of its own; less where it is short, "
+        "500 while nothing happens",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from asgi_mlperf.runtime.process import Process
+
+_TICKS_PER_NOTE = 10  # once a second
 
 
 @asynccontextmanager
@@ -62,9 +65,14 @@ def measured_lag(process: Process, metrics: Metrics, told: Tracing) -> Iterator[
         yield
         return
 
+    ticks = itertools.count()
+
     def on_tick() -> None:
-        for pause in process.pauses.drain():
+        paused = list(process.pauses.drain())
+        for pause in paused:
             metrics.garbage.paused(pause.generation, pause.where, pause.seconds, pause.freed)
+        if not paused and next(ticks) % _TICKS_PER_NOTE:
+            return  # to note what has hardly changed costs more than all else that an idle worker does
         metrics.garbage.spent(process.pauses.total_seconds, now=process.clock())
         metrics.garbage.stands(**asdict(process.pauses.state))
         metrics.write_down()
