@@ -152,13 +152,13 @@ async def test_loading_a_model_says_nothing_about_using_it():
     loaded = threading.Event()
 
     def load_or_use():
-        loaded.wait(0.05)
+        loaded.wait(0.5)
         loaded.set()
 
     plugin.warmup(load_or_use)
     async with plugin.lifespan(Starlette()):
         results = await asyncio.gather(
-            *(plugin.run(load_or_use, timeout=0.04) for _ in range(4)), return_exceptions=True
+            *(plugin.run(load_or_use, timeout=0.4) for _ in range(4)), return_exceptions=True
         )
     assert results == [None] * 4
 

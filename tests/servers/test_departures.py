@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.servers.serving import COMMANDS, Server, serving
+from tests.servers.serving import COMMANDS, PATIENCE_S, Server, serving
 from websockets.sync.client import connect
 
 
@@ -122,7 +122,7 @@ def value_of(server: Server, series: str) -> float:
 
 def becomes(server: Server, series: str, expected: float) -> bool:
     """Ask until ``series`` has the value, or for too long."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while value_of(server, series) != expected:
         if time.monotonic() > deadline:
             return False

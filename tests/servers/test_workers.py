@@ -58,7 +58,7 @@ def test_with_a_multiprocess_directory_one_scrape_holds_the_sum_of_both_workers(
         server.wait_for("startup", 2)
         answers = answered_by_two(server, "/pid")
         assert len(answers) == 2
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE_S
         while (total := requests_in(server.get("/metrics").body, "/pid")) < answers.total():
             assert time.monotonic() < deadline, f"{total} of {answers.total()}"
         assert total == answers.total()
