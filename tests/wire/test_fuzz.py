@@ -215,7 +215,7 @@ def _mixed(dtype):
 @given(
     st.binary(max_size=32).map(bytearray),
     st.text(max_size=8)
-    | st.sampled_from(["float32", "f4", "O", "V8", "S4", "M8[s]", "(2,)f4", ">f4", "f4,f4"]),
+    | st.sampled_from(["float32", "f4", "O", "V8", "S4", "M8[s]", "(2,)f4", ">f4", "f4,f4", "2T", "T"]),
     st.text("0123456789,- ", max_size=24),
 )
 def test_every_raw_header_is_understood_or_refused(data, dtype, shape):
