@@ -39,7 +39,11 @@ _NPY_OTHER = re.compile(
     re.VERBOSE,
 )
 """What other libraries write: any order, quotes and spaces. Possessive, or hostile spaces took for ever."""
-_NPY_LENGTHS = {(1, 0): struct.Struct("<H"), (2, 0): struct.Struct("<I"), (3, 0): struct.Struct("<I")}
+_NPY_LENGTHS = {
+    b"\x93NUMPY\x01\x00": struct.Struct("<H"),
+    b"\x93NUMPY\x02\x00": struct.Struct("<I"),
+    b"\x93NUMPY\x03\x00": struct.Struct("<I"),
+}
 _NPY_MOST_HEADER = 100_000
 _BODY_HEADER = 2
 _COMPRESSION = 3
@@ -59,7 +63,7 @@ def read_npy(data: bytearray) -> NDArray[Any]:
 
 
 def _unusual_npy(data: bytearray) -> NDArray[Any]:
-    length = _NPY_LENGTHS.get(tuple(data[6:8])) if data[:6] == b"\x93NUMPY" else None
+    length = _NPY_LENGTHS.get(bytes(data[:8]))
     if length is None or len(data) < 8 + length.size:
         raise refused("npy_invalid", "Input should be an npy file of version 1, 2 or 3")
     begin = 8 + length.size
