@@ -250,7 +250,8 @@ class Plugin:
 
         A generator function yields lists of one chunk per item, and ``async for chunk in predict(item)``
         takes them as they come; an exception in place of a chunk ends that item's stream, ``StopIteration``
-        without an error.
+        without an error. When ``ASGI_MLPERF_BATCHING__STREAM_CHUNKS`` wait for one caller, the batch waits
+        for it; a caller that then takes nothing for ``ASGI_MLPERF_BATCHING__STALL_MS`` gets a ``BatchError``.
         """
         settings = self.settings.batching
         options = BatchOptions(
@@ -259,6 +260,8 @@ class Plugin:
             executor=executor,
             default_executor=settings.executor,
             inline_budget_s=settings.inline_budget_ms / 1000,
+            stream_chunks=settings.stream_chunks,
+            stall_s=settings.stall_ms / 1000,
             key=key,
             cost=cost,
             max_cost=max_cost,

@@ -93,20 +93,37 @@ def test_after_an_overrun_it_is_threads_until_the_debt_is_paid():
     assert placement.room(1, 8) >= 8
     placement.observe(8, meter(0.012, waited=True, cpu_s=0.0001), inline=True)
     assert placement.room(1, 8) == 0
-    clock.now = 0.99
+    clock.now = 0.89
     assert placement.room(1, 8) == 0
     for quick in QUICK * 20:
         placement.observe(*quick, inline=False)
-    clock.now = 1.01
+    clock.now = 0.91
     assert placement.room(1, 8) >= 8
 
 
-def test_a_small_overrun_costs_a_tenth_of_a_second():
+def test_a_small_overrun_now_and_then_is_forgiven():
     clock = Clock()
     placement = placement_after(*QUICK * 20, clock=clock)
-    placement.observe(8, meter(0.0021), inline=True)
-    clock.now = 0.09
-    assert placement.room(1, 1) == 0
+    for second in range(5):
+        clock.now = second
+        placement.observe(8, meter(0.0028), inline=True)
+        for quick in QUICK * 20:
+            placement.observe(*quick, inline=True)
+        assert placement.room(1, 8) >= 8
+
+
+def test_small_overruns_hold_the_loop_for_less_than_a_hundredth_of_the_time():
+    clock = Clock()
+    placement = placement_after(*QUICK * 20, clock=clock)
+    excess_s = 0.0
+    while clock.now < 10:
+        if placement.room(1, 8):
+            placement.observe(8, meter(0.0022), inline=True)
+            excess_s += 0.0002
+        for quick in QUICK * 20:
+            placement.observe(*quick, inline=False)
+        clock.now += 0.003
+    assert 0.08 < excess_s < 0.105
 
 
 def test_a_preempted_batch_is_no_overrun():

@@ -116,8 +116,9 @@ class Batched(_Declared, Generic[Item, Result]):
 class BatchedStream(_Declared, Generic[Item, Result]):
     """A batched generator function: ``async for`` over a call with one item gives that item's chunks.
 
-    ``timeout`` is that of the first chunk. Chunks that are not taken yet are kept; a batch whose callers
-    have all stopped is ended at its next step. The plain function is ``__wrapped__``.
+    ``timeout`` is that of the first chunk. Chunks that are not taken yet are kept up to a bound, at which
+    the batch waits, and its slot with it; a batch whose callers have all stopped is ended at its next step.
+    The plain function is ``__wrapped__``.
     """
 
     async def __call__(

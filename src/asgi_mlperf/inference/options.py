@@ -34,6 +34,16 @@ class BatchingSettings(BaseModel):
         le=1_000,
         description="with `auto`: milliseconds that a batch may hold the event loop; else a thread runs it",
     )
+    stream_chunks: int = Field(
+        default=64,
+        ge=1,
+        description="chunks of a stream that may wait for its caller before its batch waits for it too",
+    )
+    stall_ms: int = Field(
+        default=10_000,
+        ge=1,
+        description="milliseconds that a batch waits for a caller who takes nothing, whose stream then ends",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,8 @@ class BatchOptions:
     executor: ExecutorName | None = None
     default_executor: ExecutorName = "auto"
     inline_budget_s: float = 0.002
+    stream_chunks: int = 64
+    stall_s: float = 10.0
     key: Callable[[Any], Hashable] | None = None
     cost: Callable[[Any], float] | None = None
     max_cost: float | None = None

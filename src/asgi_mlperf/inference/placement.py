@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _TRIED = 4
-_DEVIATIONS = 4
+_DEVIATIONS = 2
 _STRETCH = 2
 _DEARER = 1.25
 _BLOCKED_SHARE = 0.01
-_SHORTEST_S = 0.1
+_FORGIVEN_S = 0.1
 _WAITS = 0.3
 _WAITS_WEIGHT = 0.1
 _OF_THREAD = getattr(resource, "RUSAGE_THREAD", None)  # Linux has it
@@ -91,10 +91,11 @@ class AutoPlacement:
     """Chooses from what the batches took: inline while one surely stays within ``budget_s`` seconds.
 
     - Four batches on threads come first, and no batch is more than double the size of any that kept to it.
-    - What is expected, with four mean deviations added, must be within the budget; a batch may be cut to
+    - What is expected, with twice the mean deviation added, must be within the budget; a batch may be cut to
       that, unless smaller batches would cost a quarter more for each item.
-    - A batch that overran the budget is followed by threads for a hundred times what it took too long, at
-      least 0.1 s: so the time by which the loop is held too long stays below a hundredth.
+    - Batches that overran the budget are followed by threads for a hundred times what they took too long, as
+      far as that is more than 0.1 s: so the time by which the loop is held too long stays below a hundredth,
+      and a millisecond.
 
     The time of a thread's CPU counts where most of a run is that, since a thread's clock also shows the turns
     of others; for functions that wait, the clock.
@@ -140,5 +141,5 @@ class AutoPlacement:
         if seconds <= self._budget_s:
             self._largest = max(self._largest, size)
         elif inline:
-            excess_s = seconds - self._budget_s
-            self._not_before = self._clock() + max(_SHORTEST_S, excess_s / _BLOCKED_SHARE)
+            owed_s = (seconds - self._budget_s) / _BLOCKED_SHARE
+            self._not_before = max(self._not_before, self._clock() - _FORGIVEN_S) + owed_s

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 from asgi_mlperf.inference.backlog import Item
 from asgi_mlperf.inference.batches import Batch
 from asgi_mlperf.inference.batching import Batcher
+from asgi_mlperf.inference.flow import Flow
 from asgi_mlperf.inference.options import runs_on_loop
 from asgi_mlperf.inference.results import results_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
+
+    from asgi_mlperf.inference.executors import Outcome
 
 _ENDS = (StopIteration, StopAsyncIteration)
 
@@ -22,7 +25,7 @@ _ENDS = (StopIteration, StopAsyncIteration)
 class StreamItem(Item):
     """One item whose caller takes chunk after chunk; the wait of an ``Item`` is that for the first."""
 
-    __slots__ = ("_arrived", "chunks", "error", "over")
+    __slots__ = ("_arrived", "chunks", "error", "flow", "over")
 
     def __init__(self, value: Any, **about: Any) -> None:
         """Wait for the chunks of ``value``."""
@@ -30,6 +33,7 @@ class StreamItem(Item):
         self.chunks: deque[Any] = deque()
         self.over = False
         self.error: BaseException | None = None
+        self.flow: Flow | None = None
         self._arrived: asyncio.Future[None] | None = None
 
     @property
@@ -39,7 +43,7 @@ class StreamItem(Item):
 
     def put(self, chunk: Any) -> None:
         """Keep a chunk for the caller; an exception ends the stream."""
-        if self.over:
+        if self.over or self.left:
             return
         if isinstance(chunk, BaseException):
             self.over, self.error = True, None if isinstance(chunk, _ENDS) else chunk
@@ -53,6 +57,22 @@ class StreamItem(Item):
         """End the stream, with ``error`` if there is one."""
         self.put(StopAsyncIteration() if error is None else error)
 
+    def take(self) -> Any:
+        """Return the oldest chunk that waits."""
+        chunk = self.chunks.popleft()
+        self._tell_flow()
+        return chunk
+
+    def leave(self) -> None:
+        """Take no more."""
+        self.left = True
+        self.chunks.clear()
+        self._tell_flow()
+
+    def _tell_flow(self) -> None:
+        if self.flow is not None:
+            self.flow.took(self)
+
     async def more(self) -> None:
         """Wait for a chunk or the end."""
         self._arrived = asyncio.get_running_loop().create_future()
@@ -63,13 +83,19 @@ class StreamItem(Item):
 
 
 class StreamBatch(Batch):
-    """A batch that delivers while it runs, and ends at its next step once nobody takes any more."""
+    """A batch that delivers while it runs, and ends at its next step once nobody takes any more.
 
-    _nobody = False
+    It waits for a caller for whom too many chunks wait (``Flow``).
+    """
+
+    _flow: Flow | None = None
 
     def job(self, values: list[Any]) -> Callable[[], Any]:
         """Return what is run: it passes each list of chunks on."""
         loop, batcher, options = asyncio.get_running_loop(), self._batcher, self._batcher.options
+        flow = self._flow = Flow(options.stream_chunks, options.stall_s)
+        for item in self._items:
+            cast("StreamItem", item).flow = flow
 
         def checked(given: Any) -> list[Any]:
             given = given if options.split is None else options.split(given)
@@ -83,7 +109,8 @@ class StreamBatch(Batch):
             with closing(batcher.func(collated())) as generator:
                 for given in generator:
                     loop.call_soon_threadsafe(self._deliver, checked(given))
-                    if self._nobody:
+                    flow.wait()
+                    if not self._is_wanted():
                         return
 
         async def run_on_loop() -> None:
@@ -91,7 +118,8 @@ class StreamBatch(Batch):
             async with aclosing(batcher.func(collated())) as generator:
                 async for given in generator:
                     self._deliver(checked(given))
-                    if self._nobody:
+                    await flow.wait_on_loop()
+                    if not self._is_wanted():
                         return
 
         return run_on_loop if runs_on_loop(batcher.func) else run
@@ -101,10 +129,29 @@ class StreamBatch(Batch):
         for item in items:
             item.settle(None, None)
 
+    def finish(self, outcome: Outcome) -> None:
+        """End each stream, with the error if there is one."""
+        super().finish(outcome)
+        self._end_flow()
+
+    def fail(self, error: Exception) -> None:
+        """End each stream with the error; what still runs ends at its next step."""
+        super().fail(error)
+        self._end_flow()
+
+    def _end_flow(self) -> None:
+        if self._flow is not None:
+            self._flow.end()
+
+    def _is_wanted(self) -> bool:
+        return any(item.wanted for item in self._items)
+
     def _deliver(self, chunks: list[Any]) -> None:
-        for item, chunk in zip(self._items, chunks, strict=True):
-            cast("StreamItem", item).put(chunk)
-        self._nobody = not any(item.wanted for item in self._items)
+        items = cast("list[StreamItem]", self._items)
+        for item, chunk in zip(items, chunks, strict=True):
+            item.put(chunk)
+        if self._flow is not None:
+            self._flow.delivered(items)
 
 
 class StreamBatcher(Batcher):
@@ -119,7 +166,7 @@ class StreamBatcher(Batcher):
             await self.pool.result(item)
             while True:
                 while item.chunks:
-                    yield item.chunks.popleft()
+                    yield item.take()
                 if item.over:
                     if item.error is None:
                         return
@@ -129,5 +176,5 @@ class StreamBatcher(Batcher):
                         item.error = None  # its traceback holds this frame
                 await item.more()
         finally:
-            item.left = True
+            item.leave()
             self.leave(item)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import anyio.lowlevel
+import pytest
+from starlette.applications import Starlette
+from tests.support import until
+
+from asgi_mlperf import BatchError, Overloaded, Plugin, Settings
+
+CHUNKS = 4
+SLACK = CHUNKS + 1  # steps on their way to the event loop
+
+
+class Counting:
+    """A batched generator that counts for ever, and how far it has come."""
+
+    def __init__(self, plugin: Plugin, kind: str) -> None:
+        self.steps = 0
+        self.ended = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+        self.stream = plugin.batched({"plain": self.plain, "async": self.on_loop}[kind])
+
+    def plain(self, items: list[Any]) -> Iterator[list[int]]:
+        try:
+            for self.steps in itertools.count(1):
+                yield [self.steps] * len(items)
+        finally:
+            self.loop.call_soon_threadsafe(self.ended.set)
+
+    async def on_loop(self, items: list[Any]) -> AsyncIterator[list[int]]:
+        try:
+            for self.steps in itertools.count(1):
+                await anyio.lowlevel.checkpoint()
+                yield [self.steps] * len(items)
+        finally:
+            self.ended.set()
+
+
+def plugin_with(**batching: Any) -> Plugin:
+    return Plugin(
+        Settings(pool={"threads": 1}, batching={"stream_chunks": CHUNKS, **batching}, health={"drain_ms": 1})
+    )
+
+
+async def turns(count: int = 300) -> None:
+    for _ in range(count):
+        await anyio.lowlevel.checkpoint()
+
+
+@pytest.fixture(params=["plain", "async"])
+async def begin(request) -> AsyncIterator[Callable[..., Counting]]:
+    made: list[Counting] = []
+
+    def counting(plugin: Plugin) -> Counting:
+        made.append(Counting(plugin, request.param))
+        return made[-1]
+
+    yield counting
+    for one in made:
+        await one.ended.wait()
+
+
+async def test_a_generator_waits_for_a_caller_that_takes_nothing(begin):
+    counting = begin(plugin := plugin_with())
+    async with plugin.lifespan(Starlette()), aclosing(counting.stream("item")) as stream:
+        assert await anext(stream) == 1
+        await until(lambda: counting.steps > CHUNKS)
+        await turns()
+        assert counting.steps <= 1 + CHUNKS + SLACK
+
+
+async def test_it_goes_on_when_the_caller_does_and_nothing_is_lost(begin):
+    counting = begin(plugin := plugin_with())
+    async with plugin.lifespan(Starlette()), aclosing(counting.stream("item")) as stream:
+        for expected in range(1, 30):
+            await turns(10)
+            assert await anext(stream) == expected
+
+
+async def test_the_slowest_caller_sets_the_pace_until_it_leaves(begin):
+    counting = begin(plugin := plugin_with())
+    async with plugin.lifespan(Starlette()), aclosing(counting.stream("fast")) as fast:
+        slow = counting.stream("slow")
+        await asyncio.gather(anext(fast), anext(slow))
+        for _ in range(CHUNKS):
+            await anext(fast)
+        await turns()
+        assert counting.steps <= 1 + CHUNKS + SLACK
+        await slow.aclose()
+        assert [await anext(fast) for _ in range(50)][-1] == 1 + CHUNKS + 50
+
+
+async def test_a_caller_that_takes_nothing_for_too_long_gets_an_error_and_the_others_go_on(begin):
+    counting = begin(plugin := plugin_with(stall_ms=20))
+    async with plugin.lifespan(Starlette()), aclosing(counting.stream("fast")) as fast:
+        slow = counting.stream("slow")
+        await asyncio.gather(anext(fast), anext(slow))
+        assert [await anext(fast) for _ in range(50)][-1] == 51
+        with pytest.raises(BatchError, match=r"ends, as nothing of it was taken for 0\.02 s"):
+            _ = [chunk async for chunk in slow]
+
+
+async def test_a_slow_caller_that_goes_on_taking_is_waited_for(begin):
+    counting = begin(plugin := plugin_with(stall_ms=100, stream_chunks=32))
+    async with plugin.lifespan(Starlette()), aclosing(counting.stream("item")) as stream:
+        for expected in range(1, 6):
+            await asyncio.sleep(0.06)
+            assert await anext(stream) == expected
+
+
+async def test_a_batch_that_waits_ends_at_shutdown(begin):
+    counting = begin(plugin := plugin_with())
+    async with plugin.lifespan(Starlette()):
+        stream = counting.stream("item")
+        assert await anext(stream) == 1
+        await until(lambda: counting.steps > CHUNKS)
+    with pytest.raises(Overloaded):
+        _ = [chunk async for chunk in stream]
