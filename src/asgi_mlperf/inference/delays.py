@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 _SHORTEST_INTERVAL_S = 0.1
-_ENDANGERED_SHARE = 0.25
+_ENDANGERED_SHARE = 1 / 3
 _MANY = 0.2
+_CALM_INTERVALS = 5
 _SMOOTHING = 0.1
 
 
@@ -38,15 +39,17 @@ class ServiceTime:
 class StandingDelay:
     """Tells a queue that endangers deadlines from a burst, or from callers that wait in good time.
 
-    ``persists``: throughout an interval even the oldest entry's least wait was more than a quarter of the
+    ``persists``: throughout an interval even the oldest entry's least wait was more than a third of the
     time that it had, or many gave up waiting, as callers may have less patience than they told. ``strict``:
-    deadlines were in danger, and would be again, as the door still refuses many.
+    deadlines were in danger, and would be again: within the last five intervals they still were, or the
+    door refused many.
     """
 
     def __init__(self) -> None:
         """Begin in peace."""
         self.persists = False
         self.strict = False
+        self._calm = _CALM_INTERVALS
         self._least = math.inf
         self._freed = self._left = self._refused = 0
         self._ends = -math.inf
@@ -65,7 +68,8 @@ class StandingDelay:
             many = _MANY * self._freed
             endangered = _ENDANGERED_SHARE < self._least < math.inf
             self.persists = endangered or self._left > many
-            self.strict = endangered or self._refused > many
+            self._calm = 0 if endangered or self._refused > many else self._calm + 1
+            self.strict = self._calm < _CALM_INTERVALS
             self._least = math.inf
             self._freed = self._left = self._refused = 0
             self._ends = now + max(_SHORTEST_INTERVAL_S, 4 * service_s)

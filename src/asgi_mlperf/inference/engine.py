@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -21,6 +22,7 @@ from asgi_mlperf.inference.waiting import name_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from asgi_mlperf.hooks import BatchObservers, PoolObservers
     from asgi_mlperf.inference.gate import Gate, PoolSettings
@@ -44,7 +46,8 @@ class Engine:
     """What runs model calls while the plugin runs on an event loop.
 
     ``pools`` gives the settings of each pool by name, ``threads`` that of the default one; each call runs
-    through ``around_job``, on the event loop through ``around_inline``.
+    through ``around_job``, on the event loop through ``around_inline``. Each thread is inside
+    ``around_thread``, called with its pool's ``nice``.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Engine:
         pools: Mapping[str, PoolSettings],
         threads: int,
         around_job: Callable[[Callable[[], Any]], Any],
+        around_thread: Callable[[int], AbstractContextManager[None]],
         observers: Callable[[str], PoolObservers],
         around_inline: Callable[[Callable[[], Any]], Any],
         batch_observers: Callable[[str], BatchObservers],
@@ -73,7 +77,11 @@ class Engine:
                 settings,
                 name=name,
                 slots=settings.threads or threads,
-                executor=ThreadExecutor(settings.threads or threads, around_job=around_job),
+                executor=ThreadExecutor(
+                    settings.threads or threads,
+                    around_job=around_job,
+                    around_thread=partial(around_thread, settings.nice),
+                ),
                 inline=self._inline,
                 observers=observers(name),
             )

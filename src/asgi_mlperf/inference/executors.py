@@ -17,7 +17,7 @@ import anyio.to_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from contextlib import AbstractAsyncContextManager
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     _Jobs = SimpleQueue[tuple[Callable[[], Any], Context, Callable[["Outcome"], None]] | None]
 
@@ -50,10 +50,20 @@ class ThreadExecutor:
     The threads are borrowed once, for the whole lifespan: a job costs one hand-over there and one back.
     """
 
-    def __init__(self, threads: int, *, around_job: Callable[[Callable[[], Any]], Any]) -> None:
-        """Call each job through ``around_job``, which returns what the job returns; it must be cheap."""
+    def __init__(
+        self,
+        threads: int,
+        *,
+        around_job: Callable[[Callable[[], Any]], Any],
+        around_thread: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """Call each job through ``around_job``, which returns what the job returns; it must be cheap.
+
+        Each thread enters and leaves ``around_thread`` itself, which must not fail.
+        """
         self._threads = threads
         self._around_job = around_job
+        self._around_thread = around_thread
         self._idle: list[_Jobs] = []
         self._busy = 0
 
@@ -86,6 +96,10 @@ class ThreadExecutor:
         self._idle.pop().put((job, context, done))
 
     def _serve(self, loop: asyncio.AbstractEventLoop, jobs: _Jobs) -> None:
+        with self._around_thread():
+            self._work(loop, jobs)
+
+    def _work(self, loop: asyncio.AbstractEventLoop, jobs: _Jobs) -> None:
         while (handed := jobs.get()) is not None:
             job, context, done = handed
             outcome = context.run(_attempt, self._around_job, job)

@@ -61,6 +61,12 @@ class PoolSettings(BaseModel):
         min_length=1,
         description="request header that states a nearer deadline, in milliseconds",
     )
+    nice: int = Field(
+        default=5,
+        ge=0,
+        le=19,
+        description="steps by which inference threads are nicer than the event loop, on Linux",
+    )
     stuck_ms: int = Field(
         default=60_000,
         ge=1,

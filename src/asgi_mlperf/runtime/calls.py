@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.concurrency import run_in_threadpool
 
 from asgi_mlperf.host.libraries import look_up
+from asgi_mlperf.host.niceness import giving_way
 from asgi_mlperf.inference.engine import Engine
 from asgi_mlperf.inference.options import is_coroutine_function
 from asgi_mlperf.runtime.process import off_loop
@@ -32,6 +33,7 @@ async def inference(
         pools=pools,
         threads=process.inference_threads,
         around_job=caps.run if caps else _call,
+        around_thread=giving_way,
         observers=metrics.pool,
         around_inline=_on_loop(caps) if caps else _call,
         batch_observers=metrics.batches.function,
