@@ -109,10 +109,11 @@ class Admission(Generic[Entry]):
         self.slots = slots
         self._max_queue = max_queue
         self._levels: tuple[Level[Entry], ...] = tuple(Level() for _ in range(LEVELS))
+        self._waiting = 0
         self._credits = [0] * LEVELS
 
     def __len__(self) -> int:
-        return sum(map(len, self._levels))
+        return self._waiting
 
     def offer(self, entry: Entry, now: float, *, bounded: bool = True) -> bool:
         """Return True if ``entry`` gets a slot at once, False if it waits; raise ``Refusal`` if neither.
@@ -127,6 +128,7 @@ class Admission(Generic[Entry]):
             self.running += 1
             return True
         self._levels[entry.level].add(entry)
+        self._waiting += 1
         return False
 
     def reason_to_refuse(
@@ -135,11 +137,12 @@ class Admission(Generic[Entry]):
         """Say why an entry like this may not wait; None if it may, or need not."""
         if self.running < self.slots:
             return None
-        if len(self) >= self._max_queue:
+        if self._waiting >= self._max_queue:
             return "queue_full"
-        if now + self.expected_wait_s(level) + service.likely > deadline:
+        work_s = self._work_s(level)
+        if now + self._wait_s(work_s) + service.likely > deadline:
             return "too_late"
-        if self.standing_delay.strict and not self._begins_soon(deadline - now, level):
+        if self.standing_delay.strict and not self._is_soon(work_s, deadline - now):
             self.standing_delay.refused()
             return "too_late"
         return None
@@ -165,19 +168,18 @@ class Admission(Generic[Entry]):
         """Forget an entry that waits for nobody; say whether it waited."""
         waited = self._levels[entry.level].remove(entry)
         if waited:
+            self._waiting -= 1
             self.standing_delay.left()
         return waited
 
     def clear(self) -> list[Entry]:
         """Empty the queue and return what waited in it."""
+        self._waiting = 0
         return [entry for level in self._levels for entry in level.clear()]
 
     def expected_wait_s(self, level: int) -> float:
         """Seconds until a new entry of ``level`` should get a slot: the work before it, over the slots."""
-        if self.running < self.slots:
-            return 0.0
-        newest_first = self.standing_delay.persists
-        return ((0.0 if newest_first else self._work_s(level)) + self.service_time.mean) / self.slots
+        return 0.0 if self.running < self.slots else self._wait_s(self._work_s(level))
 
     def retry_after_s(self) -> float:
         """Seconds in which the present queue should be done, at least 1, at most 60."""
@@ -185,11 +187,17 @@ class Admission(Generic[Entry]):
         return min(_LONGEST_RETRY_AFTER_S, max(1.0, work_s / self.slots))
 
     def _work_s(self, level: int) -> float:
-        return sum(waiting.expected_s for waiting in self._levels[: level + 1])
+        work_s = 0.0
+        for waiting in self._levels[: level + 1]:
+            work_s += waiting.expected_s
+        return work_s
 
-    def _begins_soon(self, time_s: float, level: int) -> bool:
-        wait_s = self._work_s(level) / self.slots
-        return wait_s <= max(_SOON_SHARE * time_s, _SOON_CALLS * self.service_time.mean)
+    def _wait_s(self, work_s: float) -> float:
+        newest_first = self.standing_delay.persists
+        return ((0.0 if newest_first else work_s) + self.service_time.mean) / self.slots
+
+    def _is_soon(self, work_s: float, time_s: float) -> bool:
+        return work_s / self.slots <= max(_SOON_SHARE * time_s, _SOON_CALLS * self.service_time.mean)
 
     def _next(self, now: float) -> Turn[Entry]:
         refused: list[Entry] = []
@@ -206,6 +214,7 @@ class Admission(Generic[Entry]):
         if not waiting:
             return None
         chosen = self._choose(waiting) if len(waiting) > 1 else waiting[0]
+        self._waiting -= 1
         return self._levels[chosen].take(newest=self.standing_delay.persists)
 
     def _choose(self, waiting: list[int]) -> int:

@@ -14,26 +14,23 @@ _SMOOTHING = 0.1
 class ServiceTime:
     """What a call takes, learnt from past calls: moving mean and mean deviation, in seconds.
 
-    ``likely`` is the mean and twice the deviation, as TCP estimates a round trip (RFC 6298).
+    ``likely``, what it takes at the most as a rule, is the mean and twice the deviation, as TCP estimates a
+    round trip (RFC 6298).
     """
 
     def __init__(self) -> None:
         """Know nothing yet: 0 seconds."""
-        self.mean = 0.0
+        self.mean = self.likely = 0.0
         self._deviation = 0.0
-
-    @property
-    def likely(self) -> float:
-        """What a call takes at the most, as a rule."""
-        return self.mean + 2 * self._deviation
 
     def observe(self, seconds: float) -> None:
         """Learn from one call."""
         if not self.mean:
-            self.mean = seconds
+            self.mean = self.likely = seconds
             return
         self._deviation += _SMOOTHING * (abs(seconds - self.mean) - self._deviation)
         self.mean += _SMOOTHING * (seconds - self.mean)
+        self.likely = self.mean + 2 * self._deviation
 
 
 class StandingDelay:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asgi_mlperf.hooks import ModelCall, Traffic
+    from asgi_mlperf.telemetry.instruments import Countable, Labelled
     from asgi_mlperf.telemetry.opentelemetry import Mirror
     from asgi_mlperf.telemetry.settings import MetricsSettings
 
@@ -102,13 +103,24 @@ class Metrics:
     def pool(self, name: str) -> PoolObservers:
         """Return where the measurements of the pool ``name`` go."""
         queue_length, running = self._queue_length(name), self._running(name)
-        refused, abandoned = self._refused, self._abandoned
         return PoolObservers(
             wait=self._queue.labels(name),
             run=self._run.labels(name),
             queue_length=queue_length.set,
             running=running.set,
-            abandoned=lambda reason: abandoned.labels(name, reason).inc(),
+            abandoned=_by_reason(self._abandoned, name),
             called=self.called,
-            refused=lambda reason: refused.labels(name, reason).inc(),
+            refused=_by_reason(self._refused, name),
         )
+
+
+def _by_reason(counter: Labelled[Countable], pool: str) -> Callable[[str], None]:
+    counts: dict[str, Countable] = {}
+
+    def count(reason: str) -> None:
+        found = counts.get(reason)
+        if found is None:
+            found = counts[reason] = counter.labels(pool, reason)
+        found.inc()
+
+    return count
