@@ -31,12 +31,12 @@ class Scores(BaseModel):
     y: list[float]
 
 
-@plugin.batched(max_size=32)
+@plugin.batched(max_size=64)
 def from_lists(rows: list[list[float]]) -> list[list[float]]:
     return scores(np.array(rows, np.float32)).tolist()
 
 
-@plugin.batched(max_size=32)
+@plugin.batched(max_size=64)
 def from_arrays(rows: list[Rows]) -> Rows:
     return scores(np.stack(rows))
 

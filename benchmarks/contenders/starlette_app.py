@@ -16,7 +16,7 @@ plugin = Plugin()
 row = ArrayBody(np.float32, "256")
 
 
-@plugin.batched(max_size=32)
+@plugin.batched(max_size=64)
 def predict(rows: list[Rows]) -> Rows:
     return scores(np.stack(rows))
 

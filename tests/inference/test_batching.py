@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 
 import anyio
@@ -10,6 +11,7 @@ from starlette.applications import Starlette
 from tests.support import call
 
 from asgi_mlperf import BatchError, DeadlineExceeded, NotRunning, Overloaded, Plugin, Settings
+from asgi_mlperf.inference import deadlines
 
 
 class Model:
@@ -282,3 +284,30 @@ async def test_batch_sizes_are_measured():
     name = predict.__qualname__
     assert f'asgi_mlperf_batch_size_count{{function="{name}"}} 1.0' in text
     assert f'asgi_mlperf_batch_size_sum{{function="{name}"}} 3.0' in text
+
+
+async def in_turns(predict, count: int) -> list[asyncio.Task[int]]:
+    """Call for one item in each turn of the loop."""
+    tasks = []
+    for item in range(count):
+        tasks.append(asyncio.create_task(predict(item)))
+        await anyio.lowlevel.checkpoint()
+    return tasks
+
+
+async def test_items_that_arrive_turn_by_turn_share_a_batch():
+    plugin = one_thread()
+    model = Model(plugin)
+    async with plugin.lifespan(Starlette()):
+        await asyncio.gather(*await in_turns(model.predict, 10))
+    assert model.batches == [list(range(10))]
+
+
+async def test_items_that_never_stop_arriving_do_not_hold_up_the_first(monkeypatch):
+    times = itertools.count(deadlines.clock(), 0.001)
+    monkeypatch.setattr("asgi_mlperf.inference.batching.clock", lambda: next(times))
+    plugin = one_thread()
+    model = Model(plugin)
+    async with plugin.lifespan(Starlette()):
+        await asyncio.gather(*await in_turns(model.predict, 10))
+    assert 1 < len(model.batches[0]) < 10

@@ -32,7 +32,7 @@ log = logging.getLogger("asgi_mlperf")
 AnItem = TypeVar("AnItem", bound=Item)
 
 _QUIET_TURNS = 2
-_GATHER_S = 0.001
+_GATHER_S = 0.004
 _FIRST_RESTART_S = 0.1
 _LONGEST_RESTART_S = 10.0
 
