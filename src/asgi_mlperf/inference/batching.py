@@ -120,8 +120,12 @@ class Batcher:
             return 0.0 if self.placement.metered else self.placement.room(1.0, 1.0)
         if not self._waiting:
             return 0.0
+        least, wanted = self._next_up()
+        return self.placement.room(least, wanted)
+
+    def _next_up(self) -> tuple[float, float]:
         least, wanted = self._waiting.next_up(self.options.max_size)
-        return self.placement.room(least, min(wanted, self.options.budget))
+        return least, min(wanted, self.options.budget)
 
     def take(self, now: float, inline_size: float, items: list[Item]) -> float:
         """Move to ``items`` a batch of the oldest that somebody still waits for; return its padded size."""
@@ -243,10 +247,14 @@ class Batcher:
             self._next_turn(place)
 
     def _gathered(self) -> bool:
-        """Say whether a batch is there, two turns of the loop brought nothing, or they take long."""
+        """Say whether a batch is as large as it may be, two turns brought nothing, or they take long."""
         quiet = self._arrived == self._arrived_before
         self._quiet_turns = self._quiet_turns + 1 if quiet else 0
         self._arrived_before = self._arrived
-        if self._quiet_turns >= _QUIET_TURNS or len(self._waiting) >= self.options.max_size:
+        waiting = len(self._waiting)
+        if not waiting or waiting >= self.options.max_size or self._quiet_turns >= _QUIET_TURNS:
             return True
-        return clock() - self._asked_at > max(_GATHER_S, self._cost.mean(len(self._waiting)))
+        least, wanted = self._next_up()
+        if 0 < self.placement.room(least, wanted) < wanted:
+            return True
+        return clock() - self._asked_at > max(_GATHER_S, self._cost.mean(waiting))
