@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from tests.support import until
 
 from asgi_mlperf import BatchError, Overloaded, Plugin, Settings
+from asgi_mlperf.inference.flow import Flow
 
 CHUNKS = 4
 SLACK = CHUNKS + 1  # steps on their way to the event loop
@@ -122,3 +123,24 @@ async def test_a_batch_that_waits_ends_at_shutdown(begin):
         await until(lambda: counting.steps > CHUNKS)
     with pytest.raises(Overloaded):
         _ = [chunk async for chunk in stream]
+
+
+class Caller:
+    name = "count"
+    wanted = True
+
+    def __init__(self, chunks: int) -> None:
+        self.chunks = [None] * chunks
+
+
+async def test_who_takes_no_more_is_not_waited_for_however_much_was_kept():
+    flow, caller = Flow(CHUNKS, stall_s=3_600), Caller(CHUNKS)
+    flow.delivered([caller])
+    waiting = asyncio.create_task(flow.wait_on_loop())
+    await turns(3)
+    assert not waiting.done()
+    caller.wanted = False
+    flow.end()
+    await waiting
+    flow.delivered([caller])
+    await flow.wait_on_loop()

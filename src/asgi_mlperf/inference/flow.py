@@ -59,7 +59,9 @@ class Flow:
 
     def delivered(self, takers: Iterable[Taker]) -> None:
         """Learn that one more step was delivered."""
-        self._behind |= {taker: len(taker.chunks) for taker in takers if len(taker.chunks) >= self._most}
+        for taker in takers:
+            if taker.wanted and len(taker.chunks) >= self._most:
+                self._behind[taker] = len(taker.chunks)
         self._held_back += 1
         self._go_on()
 
