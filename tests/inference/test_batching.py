@@ -313,13 +313,13 @@ async def test_items_that_never_stop_arriving_do_not_hold_up_the_first(monkeypat
     assert 1 < len(model.batches[0]) < 10
 
 
-async def test_a_batch_that_fills_the_loops_budget_gathers_no_more():
+async def test_a_batch_that_fills_the_loops_budget_gathers_no_more(monkeypatch):
     plugin = one_thread()
     model = Model(plugin)
     async with plugin.lifespan(Starlette()):
         await model.predict(-1)
         (batcher,) = model.predict._batchers.values()
-        batcher.placement.room = lambda _, wanted: min(wanted, 4)
+        monkeypatch.setattr(batcher.placement, "room", lambda _, wanted: min(wanted, 4))
         tasks = await in_turns(model.predict, 10)
         assert model.batches[1] == [0, 1, 2, 3]
         await asyncio.gather(*tasks)

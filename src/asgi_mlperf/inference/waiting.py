@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from asgi_mlperf.hooks import Exchange
 
-_LONG_S = 0.005
+_LONG_S = 0.05  # hearing of a departure costs as much as all the rest of a short call
 
 
 class _Over:
@@ -35,13 +35,13 @@ class Patience:
     """Looks after the waits that get long: its one timer spares short ones a timer of their own."""
 
     def __init__(self) -> None:
-        """Begin without a timer; there is one while somebody waits, and up to 5 ms longer."""
+        """Begin without a timer; there is one while somebody waits, and up to 50 ms longer."""
         self._short: deque[Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._context = Context()  # the timer belongs to no caller, and must not keep one's variables
 
     def mind(self, waiter: Waiter) -> None:
-        """Mind the deadline of ``waiter``, and after 5 ms also whether its client has left."""
+        """Mind the deadline of ``waiter``, and after 50 ms also whether its client has left."""
         if waiter.deadline - waiter.queued_at < 2 * _LONG_S:
             waiter.expire_in_time(waiter.queued_at)
             return
@@ -106,7 +106,7 @@ class Waiter:
     async def wait(self, patience: Patience) -> Any:
         """Return the result or raise the error; afterwards ``reason`` says why it was given up, if it was.
 
-        A client that leaves is noticed from 5 ms on, so that a short call pays nothing for it.
+        A client that leaves is noticed from 50 ms on, so that a short call pays nothing for it.
         """
         patience.mind(self)
         future = cast("asyncio.Future[Any]", self.future)
