@@ -132,6 +132,9 @@ class Caller:
     def __init__(self, chunks: int) -> None:
         self.chunks = [None] * chunks
 
+    def settle(self, result: None, error: BaseException) -> None:
+        raise AssertionError("nobody ended this stream")
+
 
 async def test_who_takes_no_more_is_not_waited_for_however_much_was_kept():
     flow, caller = Flow(CHUNKS, stall_s=3_600), Caller(CHUNKS)
