@@ -120,6 +120,16 @@ def test_the_event_loop_counts_as_one_more_task(caps, openmp, openblas):
         other.submit(caps.end).result()
 
 
+def test_where_every_op_has_one_thread_tasks_are_of_no_concern_to_the_event_loop(monkeypatch, openmp, clock):
+    monkeypatch.setattr(libraries, "loaded", lambda _=None: [openmp.library])
+    caps = NativeThreadCaps(Widths(1, 1, 1), interop=1, clock=clock)
+    caps.refresh()
+    caps.begin_on_loop()
+    monkeypatch.setattr(caps, "_settle_loop", lambda: pytest.fail("capped again"))
+    caps.run(openmp.get)
+    caps.begin_on_loop()
+
+
 def test_nothing_is_set_again_while_nothing_changes(caps, openmp, openblas, torch):
     width(caps, openmp)
     for library in (openmp, openblas, torch):

@@ -52,28 +52,33 @@ def watching(watcher: Watcher) -> Iterator[None]:
 
 
 def _telling_of_tasks(watcher: Watcher, run: Callable[..., Any]) -> Callable[..., Any]:
-    begin, end = watcher.begin, watcher.end
+    told = _telling(watcher)
 
     @wraps(run)
-    def told(*args: Any) -> Any:
+    def run_told(*args: Any) -> Any:
+        return told(run, *args)
+
+    return run_told
+
+
+def _telling(watcher: Watcher) -> Callable[..., Any]:
+    begin, end = watcher.begin, watcher.end
+
+    def told(func: Callable[..., Any], *args: Any) -> Any:
         try:
             begin()
         except Exception:
             log.exception("native threads of a task could not be capped")
         try:
-            return run(*args)
+            return func(*args)
         finally:
             end()
 
     return told
 
 
-def _call(func: Callable[..., Any], *args: Any) -> Any:
-    return func(*args)
-
-
 def _telling_of_functions(watcher: Watcher, hand_over: Callable[..., Any]) -> Callable[..., Any]:
-    told = _telling_of_tasks(watcher, _call)
+    told = _telling(watcher)
 
     @wraps(hand_over)
     def hand_over_told(backend: Any, func: Any, args: Any, *rest: Any, **options: Any) -> Any:

@@ -111,11 +111,13 @@ class NativeThreadCaps:
         self._loop_is_forked = False
         self._plans = widths.plans()
         self._most = len(self._plans) - 1
+        self._is_shared = len(set(self._plans)) > 1
 
     def begin(self) -> None:
         """Cap the calling thread for a task; about 0.5 µs unless its width or the libraries changed."""
         self._running.add(get_ident())
-        self._loop_is_settled = False
+        if self._is_shared:
+            self._loop_is_settled = False
         running = len(self._running)
         plan = self._plans[min(running, self._most)]
         if (
@@ -128,7 +130,8 @@ class NativeThreadCaps:
     def end(self) -> None:
         """Take back what ``begin`` gave, and notice if the task set torch's count itself."""
         self._running.discard(get_ident())
-        self._loop_is_settled = False
+        if self._is_shared:
+            self._loop_is_settled = False
         if self._torch_count() != self._of_thread.torch:
             self._heed_app()
 
