@@ -122,6 +122,7 @@ def test_the_event_loop_counts_as_one_more_task(caps, openmp, openblas):
 
 def test_where_every_op_has_one_thread_tasks_are_of_no_concern_to_the_event_loop(monkeypatch, openmp, clock):
     monkeypatch.setattr(libraries, "loaded", lambda _=None: [openmp.library])
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))  # whatever is imported meanwhile
     caps = NativeThreadCaps(Widths(1, 1, 1), interop=1, clock=clock)
     caps.refresh()
     for _ in range(2):
