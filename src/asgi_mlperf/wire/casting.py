@@ -9,9 +9,14 @@ import numpy as np
 from asgi_mlperf.exceptions import BodyRefused
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from asgi_mlperf.wire.shapes import Shape
+
+    Where = Callable[[int], tuple[str | int, ...]]
+    """Says where in a body the value with this number stands."""
 
 _UNPROCESSABLE = 422
 
@@ -29,19 +34,32 @@ def checked(
     """
     if not shape.fits(array.shape):
         raise refused("shape", f"Input should have shape ({shape.text}), not {list(array.shape)}", loc)
-    cast = _cast(array, dtype, loc)
-    if dtype.kind == "f" and not np.isfinite(cast).all():
-        first_wrong(np.isinf(cast) & np.isfinite(array), "out_of_range", f"Input should fit in {dtype}", loc)
-        if finite:
-            first_wrong(~np.isfinite(cast), "finite_number", "Input should be a finite number", loc)
-    return np.require(cast, requirements=["C", "A", "W"])
+    if array.dtype != dtype:
+        if not _may_become(array.dtype, dtype):
+            raise refused("dtype", f"Input should be {dtype}, not {array.dtype}", loc)
+        array = cast(array, dtype, _places(array, loc))
+    if finite and dtype.kind == "f" and not _is_finite(array):
+        _refuse_first(
+            ~np.isfinite(array), "finite_number", "Input should be a finite number", _places(array, loc)
+        )
+    return array if array.flags.carray else np.require(array, requirements=["C", "A", "W"])
 
 
-def first_wrong(wrong: NDArray[Any], kind: str, message: str, loc: tuple[str, ...]) -> None:
-    """Refuse the body at the first ``True`` of ``wrong``, if there is one."""
-    if wrong.any():
-        indices = np.unravel_index(int(wrong.argmax()), wrong.shape)
-        raise refused(kind, message, (*loc, *map(int, indices)))
+def cast(array: NDArray[Any], dtype: np.dtype[Any], where: Where) -> NDArray[Any]:
+    """``array`` as ``dtype``, each number as near as ``dtype`` comes to it.
+
+    Raises:
+        BodyRefused: a value that ``dtype`` cannot hold; says ``where``.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        made = array.astype(dtype, copy=False)
+    if dtype.kind in "iu":
+        _refuse_first(made != array, "out_of_range", f"Input should fit in {dtype}", where)
+    elif dtype.kind == "f" and not _is_finite(made):
+        _refuse_first(
+            np.isinf(made) & np.isfinite(array), "out_of_range", f"Input should fit in {dtype}", where
+        )
+    return made
 
 
 def refused(kind: str, message: str, loc: tuple[str | int, ...] = ()) -> BodyRefused:
@@ -49,16 +67,17 @@ def refused(kind: str, message: str, loc: tuple[str | int, ...] = ()) -> BodyRef
     return BodyRefused(_UNPROCESSABLE, kind, message, loc)
 
 
-def _cast(array: NDArray[Any], dtype: np.dtype[Any], loc: tuple[str, ...]) -> NDArray[Any]:
-    if array.dtype == dtype:
-        return array
-    if not _may_become(array.dtype, dtype):
-        raise refused("dtype", f"Input should be {dtype}, not {array.dtype}", loc)
-    with np.errstate(over="ignore", invalid="ignore"):
-        cast = array.astype(dtype)
-    if dtype.kind in "iu":
-        first_wrong(cast != array, "out_of_range", f"Input should fit in {dtype}", loc)
-    return cast
+def _is_finite(array: NDArray[Any]) -> bool:
+    return bool(np.isfinite(array).all())
+
+
+def _places(array: NDArray[Any], loc: tuple[str, ...]) -> Where:
+    return lambda at: (*loc, *map(int, np.unravel_index(at, array.shape)))
+
+
+def _refuse_first(wrong: NDArray[Any], kind: str, message: str, where: Where) -> None:
+    if wrong.any():
+        raise refused(kind, message, where(int(wrong.argmax())))
 
 
 def _may_become(source: np.dtype[Any], target: np.dtype[Any]) -> bool:

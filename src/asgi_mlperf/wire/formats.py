@@ -8,15 +8,17 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.exceptions import UnserializableError
-from asgi_mlperf.wire import tensors
+from asgi_mlperf.wire import named_tensors, tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -31,11 +33,19 @@ NAMES = {JSON: "json", NPY: "npy", RAW: "raw", SAFETENSORS: "safetensors", ARROW
 DTYPE_HEADER = "x-tensor-dtype"
 SHAPE_HEADER = "x-tensor-shape"
 
-LIBRARIES = {SAFETENSORS: "safetensors", ARROW: "pyarrow"}
-"""The optional library that each format needs."""
-
 _PIECE_BYTES = 1_048_576
 _PLAIN_KINDS = "biufc"
+
+
+@cache
+def named() -> list[str]:
+    """The binary formats that name their arrays, as far as what they need is installed."""
+    return [SAFETENSORS, ARROW] if find_spec("pyarrow") is not None else [SAFETENSORS]
+
+
+def must_load(media_type: str) -> bool:
+    """Whether the format needs a library that is still to be imported, which takes long."""
+    return media_type == ARROW and "pyarrow" not in sys.modules
 
 
 def offers(content: object) -> list[str]:
@@ -44,7 +54,7 @@ def offers(content: object) -> list[str]:
     if not arrays or not all(map(tensors.is_array, arrays)):
         return [JSON]
     single = [] if isinstance(content, Mapping) else [NPY, RAW]
-    return [JSON, *single, *(name for name, library in LIBRARIES.items() if find_spec(library) is not None)]
+    return [JSON, *single, *named()]
 
 
 def encode(content: Any, media_type: str, name: str) -> tuple[Iterator[bytes], dict[str, str]]:
@@ -59,9 +69,7 @@ def encode(content: Any, media_type: str, name: str) -> tuple[Iterator[bytes], d
         array = _plain(content, "$")
         return (_npy(array), {}) if media_type == NPY else (_slices(array), _raw_headers(array))
     arrays = content if isinstance(content, Mapping) else {name: content}
-    writers: dict[str, Callable[[Mapping[str, Any]], bytes]] = {SAFETENSORS: _safetensors, ARROW: _arrow}
-    body = writers[media_type](arrays)
-    return (body[at : at + _PIECE_BYTES] for at in range(0, len(body), _PIECE_BYTES)), {}
+    return (_safetensors(arrays) if media_type == SAFETENSORS else _arrow(arrays)), {}
 
 
 def _plain(value: object, path: str) -> NDArray[Any]:
@@ -95,13 +103,15 @@ def _slices(array: NDArray[Any]) -> Iterator[bytes]:
     return (flat[at : at + step].tobytes() for at in range(0, flat.size, step))
 
 
-def _safetensors(arrays: Mapping[str, Any]) -> bytes:
+def _safetensors(arrays: Mapping[str, Any]) -> Iterator[bytes]:
     plain = {name: _plain(array, f"$.{name}") for name, array in arrays.items()}
-    body: bytes = import_module("safetensors.numpy").save(plain)
-    return body
+    for name, array in plain.items():
+        if not named_tensors.can_say(array.dtype.name):
+            raise UnserializableError(f"$.{name}: safetensors has no {array.dtype}: ask for another format")
+    return chain([named_tensors.header(plain)], chain.from_iterable(map(_slices, plain.values())))
 
 
-def _arrow(arrays: Mapping[str, Any]) -> bytes:
+def _arrow(arrays: Mapping[str, Any]) -> Iterator[bytes]:
     pa = import_module("pyarrow")
     columns = {name: _column(pa, array, f"$.{name}") for name, array in arrays.items()}
     lengths = {len(column) for column in columns.values()}
@@ -111,8 +121,8 @@ def _arrow(arrays: Mapping[str, Any]) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    body: bytes = sink.getvalue().to_pybytes()
-    return body
+    body = memoryview(sink.getvalue())
+    return (bytes(body[at : at + _PIECE_BYTES]) for at in range(0, len(body), _PIECE_BYTES))
 
 
 def _column(pa: Any, value: object, path: str) -> Any:

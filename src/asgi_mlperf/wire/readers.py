@@ -5,6 +5,7 @@ Nothing is unpickled, nothing is decompressed, and nothing is allocated because 
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from importlib import import_module
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asgi_mlperf.wire import dtypes, formats
+from asgi_mlperf.wire import dtypes, formats, named_tensors
 from asgi_mlperf.wire.casting import refused
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from asgi_mlperf.wire.pacing import Pace
+    from asgi_mlperf.wire.received import Memory
     from asgi_mlperf.wire.shapes import Shape
 
 _PLAIN_KINDS = "biuf"
@@ -29,6 +32,7 @@ _NPY_USUAL = re.compile(
     re.DOTALL,
 )
 """The header that NumPy writes; anything else takes the slower way."""
+_DIGITS = re.compile(rb"\d+")
 _NPY_PREFIX = 10
 _NPY_OTHER = re.compile(
     rb"""\s*+\{\s*+(?:(?:
@@ -47,22 +51,27 @@ _NPY_LENGTHS = {
 _NPY_MOST_HEADER = 100_000
 _BODY_HEADER = 2
 _COMPRESSION = 3
+_TEXTS = 4096
+_DTYPE_HEADER = formats.DTYPE_HEADER.encode()
+_SHAPE_HEADER = formats.SHAPE_HEADER.encode()
 
 
-def read_npy(data: bytearray) -> NDArray[Any]:
+def read_npy(data: Memory) -> NDArray[Any]:
     """The array of a ``.npy`` file, on the memory of ``data``.
 
     Raises:
         BodyRefused: not such a file, another length than its header says, or a dtype that is not numbers.
     """
     usual = _NPY_USUAL.match(data)
-    if usual is not None and len(usual[0]) == _NPY_PREFIX + int.from_bytes(data[8:10], "little"):
-        sizes = tuple(int(size) for size in usual[3].split(b",") if size.strip())
-        return _on(data, usual.end(), np.dtype(usual[1].decode()), sizes, "F" if usual[2] == b"True" else "C")
-    return _unusual_npy(data)
+    if usual is None or usual.end() != _NPY_PREFIX + int.from_bytes(data[8:10], "little"):
+        return _unusual_npy(data)
+    descr, fortran, sizes = usual.groups()
+    dtype = dtypes.NAMED[descr.decode()]
+    order = "F" if fortran == b"True" else "C"
+    return _on(data, usual.end(), dtype, tuple(map(int, _DIGITS.findall(sizes))), order)
 
 
-def _unusual_npy(data: bytearray) -> NDArray[Any]:
+def _unusual_npy(data: Memory) -> NDArray[Any]:
     length = _NPY_LENGTHS.get(bytes(data[:8]))
     if length is None or len(data) < 8 + length.size:
         raise refused("npy_invalid", "Input should be an npy file of version 1, 2 or 3")
@@ -71,7 +80,7 @@ def _unusual_npy(data: bytearray) -> NDArray[Any]:
     found = _NPY_OTHER.fullmatch(data, begin, end)
     if found is None or None in found.groups():
         raise refused("npy_invalid", "Input should have an npy header of plain numbers and their shape")
-    descr, sizes = found["descr"].decode("latin-1"), re.findall(rb"\d+", found["shape"])
+    descr, sizes = found["descr"].decode("latin-1"), _DIGITS.findall(found["shape"])
     dtype = dtypes.NAMED.get(descr)
     if dtype is None:
         raise refused("dtype", f"Input should hold plain numbers, not {descr!r}")
@@ -79,42 +88,47 @@ def _unusual_npy(data: bytearray) -> NDArray[Any]:
     return _on(data, end, dtype, tuple(map(int, sizes)), order)
 
 
-def read_raw(data: bytearray, dtype: np.dtype[Any], shape: Shape, headers: Mapping[str, str]) -> NDArray[Any]:
+def read_raw(
+    data: Memory, dtype: np.dtype[Any], shape: Shape, headers: Mapping[bytes, bytes]
+) -> NDArray[Any]:
     """The array of plain bytes, on the memory of ``data``; headers say dtype and shape, or the declaration.
 
     Raises:
         BodyRefused: a header that cannot be read, another length than it says, or no way to know the shape.
     """
-    name = headers.get(formats.DTYPE_HEADER)
+    named, sized = headers.get(_DTYPE_HEADER), headers.get(_SHAPE_HEADER)
     try:
-        found = dtype.newbyteorder("<") if name is None else dtypes.NAMED[name]
-        text = headers.get(formats.SHAPE_HEADER)
-        sizes = None if text is None else tuple(int(size) for size in text.split(",") if size.strip())
+        found = dtype if named is None else dtypes.NAMED[named.decode("latin-1")]
+        sizes = None if sized is None else tuple(int(size) for size in sized.split(b",") if size.strip())
     except (KeyError, ValueError):
         raise refused(
             "header", f"{formats.DTYPE_HEADER} and {formats.SHAPE_HEADER} should be like float32 and 2,3"
         ) from None
     if sizes is None:
-        sizes = shape.with_size(len(data) // max(1, found.itemsize))
+        sizes = shape.with_size(len(data) // (found.itemsize or 1))
     if sizes is None:
         raise refused("header", f"Input should fill shape ({shape.text}); say {formats.SHAPE_HEADER}")
     return _on(data, 0, found, sizes, "C")
 
 
-def read_safetensors(data: bytearray) -> dict[str, NDArray[Any]]:
-    """The tensors of a safetensors file by name.
+def read_safetensors(data: Memory) -> dict[str, NDArray[Any]]:
+    """The tensors of a safetensors file by name, on the memory of ``data``.
 
     Raises:
         BodyRefused: not such a file, or a dtype that NumPy does not have.
     """
+    memory = memoryview(data)
     try:
-        tensors: dict[str, NDArray[Any]] = import_module("safetensors.numpy").load(bytes(data))
-    except Exception as error:  # noqa: BLE001 - the library has no one error
-        raise refused("safetensors_invalid", f"Input should be a safetensors file ({error!r})") from None
-    return tensors
+        found = list(named_tensors.entries(data))
+    except ValueError as error:
+        raise refused("safetensors_invalid", f"Input should be a safetensors file ({error})") from None
+    return {
+        entry.name: _on(memory[: entry.end], entry.begin, np.dtype(entry.dtype), entry.sizes, "C")
+        for entry in found
+    }
 
 
-def read_arrow(data: bytearray) -> dict[str, NDArray[Any]]:
+def read_arrow(data: Memory, pace: Pace) -> dict[str, NDArray[Any]]:
     """The columns of an Arrow IPC stream by name: numbers, booleans, text, and fixed-size lists of numbers.
 
     Raises:
@@ -129,28 +143,24 @@ def read_arrow(data: bytearray) -> dict[str, NDArray[Any]]:
         raise refused(
             "arrow_invalid", f"Input should be an uncompressed Arrow IPC stream ({error})"
         ) from None
-    return {name: _column(pa, name, table.column(name)) for name in table.column_names}
+    return {name: _column(pa, name, table.column(name), pace) for name in table.column_names}
 
 
-def _on(
-    data: bytearray, offset: int, dtype: np.dtype[Any], sizes: tuple[int, ...], order: Any
-) -> NDArray[Any]:
+def _on(data: Memory, offset: int, dtype: np.dtype[Any], sizes: tuple[int, ...], order: Any) -> NDArray[Any]:
     if dtype.kind not in _PLAIN_KINDS or not dtype.itemsize:
         raise refused("dtype", f"Input should hold plain numbers, not {dtype}")
-    count = 1
-    for size in sizes:
-        count *= size
-    if min(sizes, default=0) < 0 or count * dtype.itemsize != len(data) - offset:
+    size = math.prod(sizes) * dtype.itemsize
+    if size != len(data) - offset or min(sizes, default=0) < 0:
         raise refused(
             "length", f"Input should have {dtype} x {list(sizes)} bytes of data, not {len(data) - offset}"
         )
     try:
-        return np.frombuffer(data, dtype, count, offset if count else 0).reshape(sizes, order=order)
+        return np.ndarray(sizes, dtype, data, offset if size else 0, order=order)
     except ValueError as error:
         raise refused("shape", f"Input should have a shape that NumPy can hold ({error})") from None
 
 
-def _refuse_compression(pa: Any, data: bytearray) -> None:
+def _refuse_compression(pa: Any, data: Memory) -> None:
     for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(data)):
         if message.type == "dictionary":
             raise ValueError("dictionaries are not read")
@@ -182,14 +192,14 @@ def _validated(reader: Any) -> Any:
     return import_module("pyarrow").Table.from_batches(batches, reader.schema)
 
 
-def _column(pa: Any, name: str, column: Any) -> NDArray[Any]:
+def _column(pa: Any, name: str, column: Any, pace: Pace) -> NDArray[Any]:
     kind = column.type
     if column.null_count:
         raise refused("null", "Input should have no nulls", (name,))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return np.array(column.to_pylist(), dtype=object)
+        return _texts(column, pace)
     sizes: list[int] = []
-    if isinstance(kind, pa.FixedShapeTensorType) and kind.permutation is None:
+    if isinstance(kind, pa.FixedShapeTensorType) and _is_in_order(kind.permutation):
         sizes, kind = list(kind.shape), kind.value_type
         column = pa.chunked_array(
             [chunk.storage for chunk in column.chunks], pa.list_(kind, int(np.prod(sizes)))
@@ -204,6 +214,18 @@ def _column(pa: Any, name: str, column: Any) -> NDArray[Any]:
         raise refused("dtype", f"Input should hold plain numbers, not {kind}", (name,))
     array: NDArray[Any] = values.to_numpy().reshape(len(column), *sizes)
     return array
+
+
+def _texts(column: Any, pace: Pace) -> NDArray[Any]:
+    texts = np.empty(len(column), dtype=object)
+    for at in range(0, len(column), _TEXTS):
+        texts[at : at + _TEXTS] = column.slice(at, _TEXTS).to_pylist()
+        pace.breathe()
+    return texts
+
+
+def _is_in_order(permutation: list[int] | None) -> bool:
+    return permutation is None or permutation == sorted(permutation)
 
 
 def _flat(pa: Any, column: Any) -> Any:

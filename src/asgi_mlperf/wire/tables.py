@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anyio import to_thread
 
 from asgi_mlperf.exceptions import ConfigurationError
-from asgi_mlperf.wire import formats
-from asgi_mlperf.wire.bodies import binary_content, headers_of, media_type, off_loop, read_body, read_named
+from asgi_mlperf.wire import formats, json_tables
+from asgi_mlperf.wire.bodies import binary_content, media_type, read_named
 from asgi_mlperf.wire.casting import checked, refused
-from asgi_mlperf.wire.json_arrays import loads, to_array
+from asgi_mlperf.wire.leaves import Parts, to_array
+from asgi_mlperf.wire.received import received
 from asgi_mlperf.wire.shapes import Shape
 
 if TYPE_CHECKING:
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
     from starlette.requests import Request
 
-_ROWS = Shape.parse("rows")
+    from asgi_mlperf.wire.pacing import Pace
+    from asgi_mlperf.wire.received import Received
+
+_ROWS = Shape("rows")
+_TEXTS = 4096
 _JSON_TYPES = {"f": "number", "i": "integer", "u": "integer", "b": "boolean", "O": "string"}
 
 
@@ -54,12 +59,12 @@ class TableBody:
             BodyRefused: 413 when the body is too large, 415 for other formats, 422 when it is not the table
                 that was declared; says where.
         """
-        headers = headers_of(request)
-        data = await read_body(request, headers)
-        table: dict[str, NDArray[Any]] = await off_loop(
-            partial(self._read, data, media_type(headers)), len(data)
-        )
-        return table
+        headers = dict(request.scope["headers"])
+        body = await received(request, headers)
+        if body.is_heavy or formats.must_load(media_type(headers)):
+            table: dict[str, NDArray[Any]] = await to_thread.run_sync(self._read, body, headers)
+            return table
+        return self._read(body, headers)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI request body, with every media type."""
@@ -70,55 +75,55 @@ class TableBody:
         schema = {"anyOf": [by_column, {"type": "array", "items": record}]}
         return {"required": True, "content": {formats.JSON: {"schema": schema}} | binary_content()}
 
-    def _read(self, data: bytearray, kind: str) -> dict[str, NDArray[Any]]:
+    def _read(self, body: Received, headers: Mapping[bytes, bytes]) -> dict[str, NDArray[Any]]:
+        kind = media_type(headers)
         if kind == formats.JSON:
-            table = self._from_json(loads(data))
+            table = self._from_json(body)
         else:
-            arrays = read_named(data, kind, [])
-            table = {name: self._checked(name, _member(arrays, name, ())) for name in self.columns}
+            arrays = read_named(body, kind, [])
+            table = {name: self._checked(name, _member(arrays, name), body.pace) for name in self.columns}
         lengths = {name: len(column) for name, column in table.items()}
         if len(set(lengths.values())) > 1:
             raise refused("length", f"Columns should have the same length, not {lengths}")
         return table
 
-    def _from_json(self, content: Any) -> dict[str, NDArray[Any]]:
-        if isinstance(content, dict):
-            columns = {name: _member(content, name, ()) for name in self.columns}
-        elif isinstance(content, list):
-            columns = {
-                name: [_member(record, name, (at,)) for at, record in enumerate(content)]
-                for name in self.columns
-            }
-        else:
-            raise refused("type", "Input should be an object of columns, or a list of records")
-        return {name: self._from_list(name, values) for name, values in columns.items()}
+    def _from_json(self, body: Received) -> dict[str, NDArray[Any]]:
+        columns: dict[str, Parts] = {}
+        for name, values, is_first in json_tables.parts(body, list(self.columns)):
+            if name in self.columns:
+                if is_first:
+                    columns[name] = Parts(self.columns[name])
+                columns[name].add(self._from_list(name, values, columns[name].size))
+        return {name: _member(columns, name).joined(body.pace) for name in self.columns}
 
-    def _from_list(self, name: str, values: Any) -> NDArray[Any]:
+    def _from_list(self, name: str, values: Any, start: int) -> NDArray[Any]:
         if not isinstance(values, list):
             raise refused("list_type", "Input should be a list", (name,))
         dtype = self.columns[name]
         if dtype.kind == "O":
-            return _texts(name, values)
-        return self._checked(name, to_array(values, dtype, (len(values),), finite=self.finite, loc=(name,)))
+            return _texts(name, values, start)
+        return to_array(values, dtype, lambda at: (name, start + at), finite=self.finite)
 
-    def _checked(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
-        if self.columns[name].kind == "O":
-            return _texts(name, array.tolist())
-        return checked(array, self.columns[name], _ROWS, finite=self.finite, loc=(name,))
+    def _checked(self, name: str, array: NDArray[Any], pace: Pace) -> NDArray[Any]:
+        if self.columns[name].kind != "O":
+            return checked(array, self.columns[name], _ROWS, finite=self.finite, loc=(name,))
+        texts = Parts(self.columns[name])
+        for start in range(0, len(array), _TEXTS):
+            texts.add(_texts(name, array[start : start + _TEXTS].tolist(), start))
+            pace.breathe()
+        return texts.joined(pace)
 
 
-def _member(members: Any, name: str, loc: tuple[int, ...]) -> Any:
-    if not isinstance(members, dict):
-        raise refused("type", "Input should be an object", loc)
+def _member(members: Mapping[str, Any], name: str) -> Any:
     if name not in members:
-        raise refused("missing", "Field required", (*loc, name))
+        raise refused("missing", "Field required", (name,))
     return members[name]
 
 
-def _texts(name: str, values: list[Any]) -> NDArray[Any]:
-    for at, value in enumerate(values):
-        if type(value) is not str:
-            raise refused("string_type", "Input should be a string", (name, at))
+def _texts(name: str, values: list[Any], start: int) -> NDArray[Any]:
+    if not set(map(type, values)) <= {str}:
+        at = next(at for at, value in enumerate(values) if type(value) is not str)
+        raise refused("string_type", "Input should be a string", (name, start + at))
     texts = np.empty(len(values), dtype=object)
     texts[:] = values
     return texts

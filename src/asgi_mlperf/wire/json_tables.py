@@ -1,0 +1,181 @@
+"""JSON tables, whole or in pieces: columns ``{"age": [...]}`` or records ``[{"age": 1}, ...]``."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from asgi_mlperf.wire.casting import refused
+from asgi_mlperf.wire.json_arrays import loads
+from asgi_mlperf.wire.received import PIECE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from asgi_mlperf.wire.received import Received
+
+_OBJECT = re.compile(rb"[ \t\r\n]*\{")
+_LIST = re.compile(rb"[ \t\r\n]*\[")
+_COMMA = re.compile(rb"[ \t\r\n]*,")
+_GOES_ON = secrets.token_hex(16)
+"""The key of a column that began in an earlier piece; clients cannot guess it."""
+_TRIES = 8
+_LONG_BYTES = 16 * PIECE_BYTES
+
+
+class Part(NamedTuple):
+    """Values of a column: its first, or those that follow the part before."""
+
+    name: str
+    values: Any
+    is_first: bool
+
+
+def parts(body: Received, names: list[str]) -> Iterator[Part]:
+    """The columns of a table, of which ``names`` are wanted, part by part.
+
+    Raises:
+        BodyRefused: not JSON, or no table.
+    """
+    if body.is_heavy:
+        yield from _in_pieces(body, names)
+        return
+    table = loads(body.text())
+    if isinstance(table, dict):
+        yield from (Part(name, values, is_first=True) for name, values in table.items())
+    elif isinstance(table, list):
+        yield from _Records(names).parts(table, b"", b"")
+    else:
+        raise _no_table()
+
+
+class _Records:
+    """Cut between records."""
+
+    closers = (b"]",)
+
+    def __init__(self, names: list[str]) -> None:
+        self.prefix = b""
+        self._names = names
+        self._count = 0
+
+    def check(self, text: bytes) -> None:
+        if self._count and _OBJECT.match(text) is None:
+            raise _no_record(self._count)
+
+    def ends(self, text: bytes) -> Iterator[int]:
+        end = len(text)
+        while (end := text.rfind(b"}", 0, end)) >= 0:
+            comma = _COMMA.match(text, end + 1)
+            if comma is not None:
+                yield comma.end() - 1
+
+    def parts(self, records: list[Any], _text: bytes, _closer: bytes) -> Iterator[Part]:
+        for name in self._names:
+            values = [_member(record, name, at) for at, record in enumerate(records, self._count)]
+            yield Part(name, values, is_first=not self._count)
+        self._count += len(records)
+        self.prefix = b"["
+
+
+class _Columns:
+    """Cut anywhere in a column, or between columns."""
+
+    closers = (b"]}", b"}")
+
+    def __init__(self) -> None:
+        self.prefix = b""
+        self._current = ""
+
+    def check(self, text: bytes) -> None:
+        """Columns may hold what nobody asked for."""
+
+    def ends(self, text: bytes) -> Iterator[int]:
+        end = len(text)
+        while (end := text.rfind(b",", 0, end)) >= 0:
+            yield end
+
+    def parts(self, columns: dict[str, Any], text: bytes, closer: bytes) -> Iterator[Part]:
+        for name, values in columns.items():
+            is_first = name != _GOES_ON
+            yield Part(name if is_first else self._current, values, is_first=is_first)
+        last = _last_key(text, columns)
+        self._current = self._current if last == _GOES_ON else last
+        self.prefix = b'{"%s":[' % _GOES_ON.encode() if closer == b"]}" else b"{"
+
+
+def _in_pieces(body: Received, names: list[str]) -> Iterator[Part]:
+    """Cut at commas such that the brackets that are open there complete each piece.
+
+    What is cut within a string, or deeper, is not complete then, as the text before a cut is read the same way
+    whatever follows it.
+    """
+    text, least, offset = b"", PIECE_BYTES, 0
+    reader: _Records | _Columns | None = None
+    for piece in body.pieces():
+        text += piece
+        if len(text) < least:
+            continue
+        reader = reader or _reader(text, names)
+        reader.check(text)
+        found = _first_complete(reader, text)
+        if found is None:
+            least = 2 * len(text)
+            continue
+        table, end, closer = found
+        yield from reader.parts(table, reader.prefix + text[:end] + closer, closer)
+        text, least, offset = text[end + 1 :], PIECE_BYTES, offset + end + 1
+    reader = reader or _reader(text, names)
+    reader.check(text)
+    whole = reader.prefix + text
+    yield from reader.parts(loads(whole, offset - len(reader.prefix)), whole, b"")
+
+
+def _reader(text: bytes, names: list[str]) -> _Records | _Columns:
+    if _OBJECT.match(text):
+        return _Columns()
+    opening = _LIST.match(text)
+    if opening is None:
+        raise _no_table()
+    if not _OBJECT.match(text, opening.end()):
+        raise _no_record(0)
+    return _Records(names)
+
+
+def _first_complete(reader: _Records | _Columns, text: bytes) -> tuple[Any, int, bytes] | None:
+    tries = _TRIES if len(text) < _LONG_BYTES else 1
+    for end, _ in zip(reader.ends(text), range(tries), strict=False):
+        for closer in reader.closers:
+            with suppress(orjson.JSONDecodeError):
+                return orjson.loads(reader.prefix + text[:end] + closer), end, closer
+    return None
+
+
+def _last_key(text: bytes, columns: dict[str, Any]) -> str:
+    """The key that stands last in ``text``; in ``columns`` one that stands there twice has its first place."""
+    if len(columns) == 1:
+        return next(iter(columns))
+    pairs = json.loads(text, object_pairs_hook=list, parse_int=str, parse_float=str)
+    last: str = pairs[-1][0]
+    return last
+
+
+def _member(record: Any, name: str, at: int) -> Any:
+    if not isinstance(record, dict):
+        raise _no_record(at)
+    if name not in record:
+        raise refused("missing", "Field required", (at, name))
+    return record[name]
+
+
+def _no_table() -> Exception:
+    return refused("type", "Input should be an object of columns, or a list of records")
+
+
+def _no_record(at: int) -> Exception:
+    return refused("type", "Input should be an object", (at,))

@@ -1,0 +1,116 @@
+"""Flat lists of what JSON holds as flat arrays of numbers or booleans."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from contextlib import suppress
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asgi_mlperf.wire.casting import cast, refused
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from asgi_mlperf.wire.casting import Where
+    from asgi_mlperf.wire.pacing import Pace
+
+_SHORT_ROW = 16
+_EXACT_FLOAT = 2**53
+_LARGEST = 2**63 - 1
+_KINDS: dict[str, frozenset[type]] = {
+    "f": frozenset({float, int}),
+    "i": frozenset({float, int}),
+    "u": frozenset({float, int}),
+    "b": frozenset({bool}),
+}
+NAMES = {"f": "a number", "i": "an integer", "u": "an integer", "b": "a boolean"}
+
+
+class Parts:
+    """A flat array of which one part comes after the other."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        """Begin with an empty one."""
+        self.size = 0
+        self._dtype = dtype
+        self._parts: deque[NDArray[Any]] = deque()
+
+    def add(self, part: NDArray[Any]) -> None:
+        """Take the next part."""
+        self.size += part.size
+        self._parts.append(part)
+
+    def joined(self, pace: Pace) -> NDArray[Any]:
+        """The whole array, once; the parts are let go of one by one."""
+        if len(self._parts) == 1:
+            return self._parts[0]
+        joined = np.empty(self.size, self._dtype)
+        at = 0
+        while self._parts:
+            part = self._parts.popleft()
+            joined[at : at + part.size] = part
+            at += part.size
+            pace.breathe()
+        return joined
+
+
+def flatten(rows: list[list[Any]]) -> list[Any]:
+    """The members of all ``rows`` in one list."""
+    return rows[0] if len(rows) == 1 else list(chain.from_iterable(rows))
+
+
+def rows_to_array(
+    rows: list[list[Any]], dtype: np.dtype[Any], where: Where, *, finite: bool, is_plain: bool
+) -> NDArray[Any]:
+    """What :func:`to_array` makes of all ``rows``; faster if they are ``is_plain``: hold no booleans."""
+    if dtype.kind == "f" and is_plain:
+        with suppress(struct.error, OverflowError):
+            return cast(_packed(rows), dtype, where)
+    return to_array(flatten(rows), dtype, where, finite=finite)
+
+
+def to_array(leaves: Sequence[Any], dtype: np.dtype[Any], where: Where, *, finite: bool) -> NDArray[Any]:
+    """A flat list of JSON values as a flat array of ``dtype``; ``null`` is NaN unless ``finite``.
+
+    Raises:
+        BodyRefused: a value of another kind, or one that ``dtype`` cannot hold; says ``where``.
+    """
+    kinds = set(map(type, leaves))
+    if type(None) in kinds and dtype.kind == "f" and not finite:
+        leaves = [np.nan if leaf is None else leaf for leaf in leaves]
+        kinds.discard(type(None))
+    wrong = kinds - _KINDS[dtype.kind]
+    if wrong:
+        at = next(index for index, leaf in enumerate(leaves) if type(leaf) in wrong)
+        raise refused("type", f"Input should be {NAMES[dtype.kind]}", where(at))
+    if dtype.kind == "b":
+        return np.array(leaves, dtype="?")
+    if dtype.kind == "f":
+        return cast(np.fromiter(leaves, "f8", len(leaves)), dtype, where)
+    return cast(_integers(leaves, where, with_floats=float in kinds), dtype, where)
+
+
+def _packed(rows: list[list[float]]) -> NDArray[Any]:
+    """float64 of ``rows``; ``struct`` is the fastest reader of Python floats there is."""
+    if len(rows[0]) < _SHORT_ROW:
+        rows = [flatten(rows)]
+    pack = struct.pack
+    return np.frombuffer(b"".join([pack(f"{len(row)}d", *row) for row in rows]), "f8")
+
+
+def _integers(leaves: Sequence[float], where: Where, *, with_floats: bool) -> NDArray[Any]:
+    if with_floats:
+        for at, leaf in enumerate(leaves):
+            if type(leaf) is float and not (leaf.is_integer() and abs(leaf) <= _EXACT_FLOAT):
+                raise refused("int_from_float", "Input should be an integer", where(at))
+        leaves = [int(leaf) for leaf in leaves]
+    largest = max(leaves, default=0)
+    if largest > _LARGEST and min(leaves) < 0:
+        raise refused("out_of_range", "Input should fit in 64 bits", where(leaves.index(largest)))
+    return np.array(leaves, dtype="u8" if largest > _LARGEST else "i8")
