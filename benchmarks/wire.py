@@ -22,8 +22,9 @@ import orjson
 import torch
 from fastapi import FastAPI, Request, Response
 from safetensors.numpy import save
+from wire_blocks import blocks, incoming, outgoing
 
-from asgi_mlperf.wire import ORJSONResponse, TensorResponse
+from asgi_mlperf.wire import TensorResponse
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.routes import Array, ORJSONRoute
 
@@ -31,7 +32,6 @@ ARRAY = np.random.default_rng(0).random((512, 128), dtype="f4")
 WIDE = np.random.default_rng(0).random((512, 256), dtype="f4")[:, ::2]
 BFLOAT16 = torch.from_numpy(ARRAY).bfloat16()
 SMALL = {"label": "cat", "score": 0.5, "n": 3}
-HEAVY = np.random.default_rng(0).random((80_000, 128), dtype="f4")
 
 Call = Callable[[], Awaitable[None]]
 
@@ -204,46 +204,6 @@ async def measure(contenders: dict[str, Call], rounds: int, seconds: float) -> d
     return taken
 
 
-async def longest_block(content: Any, make: Callable[[Any], Response]) -> float:
-    """Milliseconds that the event loop was away for at most, while one heavy response was made and sent."""
-    away, running = [0.0], True
-
-    async def watch() -> None:
-        while running:
-            started = time.perf_counter()
-            await asyncio.sleep(0.001)
-            away.append(time.perf_counter() - started - 0.001)
-
-    async def send(_message: Any) -> None:
-        await asyncio.sleep(0)
-
-    watching = asyncio.create_task(watch())
-    await asyncio.sleep(0.02)
-    await make(content)({"type": "http"}, _never, send)
-    running = False
-    await watching
-    return max(away) * 1e3
-
-
-async def _never() -> Any:
-    await asyncio.Event().wait()
-
-
-def whole(content: Any) -> Response:
-    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
-
-
-async def blocks(rounds: int) -> dict[str, list[float]]:
-    taken: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for name, make in (
-            ("by hand, `Response(orjson.dumps(a))`", whole),
-            ("ORJSONResponse", ORJSONResponse),
-        ):
-            taken.setdefault(name, []).append(await longest_block(HEAVY, make))
-    return taken
-
-
 def table(title: str, unit: str, taken: dict[str, list[float]]) -> str:
     base = statistics.median(next(iter(taken.values())))
     lines = [
@@ -267,9 +227,10 @@ def main() -> None:
     for title, contenders in (responses() | requests()).items():
         results[title] = asyncio.run(measure(contenders, options.rounds, options.seconds))
         print(table(title, "microseconds per request", results[title]), end="\n\n")
-    title = "Longest block of the event loop, response of 80 000 x 128 float32 (109 MB)"
-    results[title] = asyncio.run(blocks(max(3, options.rounds // 3)))
-    print(table(title, "milliseconds", results[title]), end="\n\n")
+    for way, contenders in (("out", outgoing()), ("in", incoming())):
+        title = f"Longest block of the event loop, about 100 MB {way}"
+        results[title] = asyncio.run(blocks(contenders, max(3, options.rounds // 3)))
+        print(table(title, "milliseconds", results[title]), end="\n\n")
     versions = {
         name: version(name) for name in ("fastapi", "starlette", "orjson", "numpy", "torch", "pydantic")
     }

@@ -277,7 +277,7 @@ def test_rounded_arrays_are_within_half_a_digit_and_no_longer_than_asked(array, 
     for exact, rounded in zip(array.tolist(), render(array, float_digits=digits), strict=True):
         assert rounded == float(f"{rounded:.{digits}g}")
         half = 0.5 * 10.0 ** (math.floor(math.log10(abs(exact))) + 1 - digits) if exact else 0
-        assert abs(rounded - exact) <= half * (1 + 1e-6)
+        assert abs(rounded - exact) <= half + 2 * math.ulp(exact)
 
 
 def test_rounding_never_makes_a_number_infinite():

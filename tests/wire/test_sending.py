@@ -108,9 +108,7 @@ def test_light_bodies_are_made_at_once_and_heavy_ones_when_they_are_sent():
 
 def test_heavy_bodies_are_made_in_another_thread(monkeypatch):
     makers = []
-    monkeypatch.setattr(
-        "asgi_mlperf.wire.sending.time.sleep", lambda _s: makers.append(threading.get_ident())
-    )
+    monkeypatch.setattr("asgi_mlperf.wire.pacing.time.sleep", lambda _s: makers.append(threading.get_ident()))
     send(ORJSONResponse(np.zeros(10**6)))
     assert makers
     assert threading.get_ident() not in makers
@@ -120,6 +118,20 @@ def test_a_heavy_body_that_cannot_be_said_is_refused_before_anything_is_sent():
     response = ORJSONResponse([np.zeros(10**6), 1j])
     with pytest.raises(UnserializableError, match=r"^\$\[1\]: complex"):
         send(response)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"nan": "error"}, {"offload_bytes": 100_000}, {"offload_bytes": 10**9}], ids=str
+)
+def test_a_body_that_looks_light_and_is_not_is_found_out(settings):
+    content = [1] * 1000 + [np.zeros(10**6)] + [2] * 2000
+    token = with_settings(**settings)
+    response = ORJSONResponse(content)
+    body = b"".join(message["body"] for message in send(response)[1:])
+    json_settings.reset(token)
+    assert weigh(content) < 100_000
+    assert hasattr(response, "body") == (settings.get("offload_bytes", 0) == 10**9)
+    assert json.loads(body) == [*content[:1000], [0] * 10**6, *content[1001:]]
 
 
 def test_background_tasks_run_after_a_heavy_body():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import orjson
@@ -24,12 +26,25 @@ def dumps(content: object, settings: JSONSettings) -> bytes:
     Raises:
         UnserializableError: JSON cannot say it; names the path to the offending value.
     """
-    if settings.is_plain:
-        try:
-            return fast.dumps(content)
-        except (orjson.JSONEncodeError, UnserializableError):
-            pass
-    return b"".join(Walk(settings).texts(content))
+    return _at_once(content, settings) or b"".join(Walk(settings).texts(content))
+
+
+def begin(content: object, settings: JSONSettings) -> tuple[bytes, Iterator[bytes] | None]:
+    """The same text, or, if it turns out heavy, nothing and its pieces, of which the first are made already.
+
+    Raises:
+        UnserializableError: JSON cannot say it; names the path to the offending value.
+    """
+    text = _at_once(content, settings)
+    if text is not None:
+        return text, None
+    rest, size, made = pieces(content, settings), 0, []
+    for piece in rest:
+        made.append(piece)
+        size += len(piece)
+        if size >= settings.offload_bytes:
+            return b"", chain(made, rest)
+    return b"".join(made), None
 
 
 def pieces(content: object, settings: JSONSettings) -> Iterator[bytes]:
@@ -48,3 +63,10 @@ def pieces(content: object, settings: JSONSettings) -> Iterator[bytes]:
             waiting.clear()
             size = 0
     yield b"".join(waiting)
+
+
+def _at_once(content: object, settings: JSONSettings) -> bytes | None:
+    if settings.is_plain:
+        with suppress(orjson.JSONEncodeError, UnserializableError):
+            return fast.dumps(content)
+    return None

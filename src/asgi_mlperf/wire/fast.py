@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import orjson
 
+from asgi_mlperf.exceptions import UnserializableError
 from asgi_mlperf.wire import arrays, models
 from asgi_mlperf.wire.objects import simplify
+
+_LARGE_BYTES = 262_144
 
 
 def dumps(content: object) -> bytes:
@@ -23,6 +26,8 @@ def dumps(content: object) -> bytes:
 
 def _default(value: object) -> object:
     if arrays.is_numbers(value):
+        if value.nbytes > _LARGE_BYTES:  # type: ignore[attr-defined] # NumPy's
+            raise UnserializableError("a large array, which is better written in slices")
         return orjson.Fragment(arrays.dumps(value))
     if models.is_model(value):
         return orjson.Fragment(models.dumps(value, dumps))

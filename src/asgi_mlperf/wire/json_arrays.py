@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from asgi_mlperf.wire.shapes import Shape
 
 _OPENING = re.compile(rb"[ \t\r\n]*((?:\[[ \t\r\n]*)*)")
+_GAP = re.compile(rb"[ \t\r\n]*(?:[\]},]|\Z)")
 _OTHER = re.compile(rb'["{]')
 _CLOSING = b"] \t\r\n"
 _MOST_OPEN = 33
@@ -82,6 +83,12 @@ def texts_before_commas(body: Received) -> Iterator[tuple[bytes, bool]]:
     yield b"".join(waiting), True
 
 
+def refuse_gap(text: bytes, offset: int) -> None:
+    """Refuse a body in which no value follows a comma: ``text`` after it, at ``offset``."""
+    if _GAP.match(text):
+        loads(b"[0," + text, offset - len(b"[0,"))
+
+
 def _add_piece(nested: Nested, text: bytes, opened: int, offset: int, *, is_last: bool) -> int:
     """Add the piece of text that stands at ``offset``; returns how many lists are open at its end."""
     found = _OTHER.search(text) if b'"' in text or b"{" in text else None
@@ -90,6 +97,8 @@ def _add_piece(nested: Nested, text: bytes, opened: int, offset: int, *, is_last
         if comma:
             _add_piece(nested, text, opened, offset, is_last=False)
         nested.refuse_next()
+    if opened:
+        refuse_gap(text, offset)
     value, closed = _completed(text, opened, nested.depth, offset, is_last=is_last)
     nested.add(value, is_plain=_is_plain(text), opened=opened, closed=closed)
     return closed

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from asgi_mlperf.wire.casting import refused
-from asgi_mlperf.wire.json_arrays import loads
+from asgi_mlperf.wire.json_arrays import loads, refuse_gap
 from asgi_mlperf.wire.received import PIECE_BYTES
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from asgi_mlperf.wire.received import Received
 
 _OBJECT = re.compile(rb"[ \t\r\n]*\{")
-_LIST = re.compile(rb"[ \t\r\n]*\[")
+_LIST = re.compile(rb"[ \t\r\n]*\[[ \t\r\n]*([{\]]|\Z)?")
 _COMMA = re.compile(rb"[ \t\r\n]*,")
 _GOES_ON = secrets.token_hex(16)
 """The key of a column that began in an earlier piece; clients cannot guess it."""
@@ -64,7 +64,7 @@ class _Records:
         self._names = names
         self._count = 0
 
-    def check(self, text: bytes) -> None:
+    def check(self, text: bytes, _offset: int) -> None:
         if self._count and _OBJECT.match(text) is None:
             raise _no_record(self._count)
 
@@ -92,8 +92,9 @@ class _Columns:
         self.prefix = b""
         self._current = ""
 
-    def check(self, text: bytes) -> None:
-        """Columns may hold what nobody asked for."""
+    def check(self, text: bytes, offset: int) -> None:
+        if self.prefix:
+            refuse_gap(text, offset)
 
     def ends(self, text: bytes) -> Iterator[int]:
         end = len(text)
@@ -112,17 +113,17 @@ class _Columns:
 def _in_pieces(body: Received, names: list[str]) -> Iterator[Part]:
     """Cut at commas such that the brackets that are open there complete each piece.
 
-    What is cut within a string, or deeper, is not complete then, as the text before a cut is read the same way
-    whatever follows it.
+    Text before a cut is read the same way whatever follows it; so no brackets complete what is cut within a
+    string, or deeper.
     """
     text, least, offset = b"", PIECE_BYTES, 0
     reader: _Records | _Columns | None = None
     for piece in body.pieces():
         text += piece
-        if len(text) < least:
+        if len(text) < least or text.isspace():
             continue
         reader = reader or _reader(text, names)
-        reader.check(text)
+        reader.check(text, offset)
         found = _first_complete(reader, text)
         if found is None:
             least = 2 * len(text)
@@ -131,7 +132,7 @@ def _in_pieces(body: Received, names: list[str]) -> Iterator[Part]:
         yield from reader.parts(table, reader.prefix + text[:end] + closer, closer)
         text, least, offset = text[end + 1 :], PIECE_BYTES, offset + end + 1
     reader = reader or _reader(text, names)
-    reader.check(text)
+    reader.check(text, offset)
     whole = reader.prefix + text
     yield from reader.parts(loads(whole, offset - len(reader.prefix)), whole, b"")
 
@@ -142,7 +143,7 @@ def _reader(text: bytes, names: list[str]) -> _Records | _Columns:
     opening = _LIST.match(text)
     if opening is None:
         raise _no_table()
-    if not _OBJECT.match(text, opening.end()):
+    if opening[1] is None:
         raise _no_record(0)
     return _Records(names)
 
@@ -157,9 +158,9 @@ def _first_complete(reader: _Records | _Columns, text: bytes) -> tuple[Any, int,
 
 
 def _last_key(text: bytes, columns: dict[str, Any]) -> str:
-    """The key that stands last in ``text``; in ``columns`` one that stands there twice has its first place."""
-    if len(columns) == 1:
-        return next(iter(columns))
+    """The key that stands last in ``text``; in ``columns``, a key that comes twice has its first place."""
+    if len(columns) <= 1:
+        return next(iter(columns), "")
     pairs = json.loads(text, object_pairs_hook=list, parse_int=str, parse_float=str)
     last: str = pairs[-1][0]
     return last

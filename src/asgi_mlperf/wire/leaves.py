@@ -93,7 +93,7 @@ def to_array(leaves: Sequence[Any], dtype: np.dtype[Any], where: Where, *, finit
         return np.array(leaves, dtype="?")
     if dtype.kind == "f":
         return cast(np.fromiter(leaves, "f8", len(leaves)), dtype, where)
-    return cast(_integers(leaves, where, with_floats=float in kinds), dtype, where)
+    return cast(_integers(leaves, dtype, where, with_floats=float in kinds), dtype, where)
 
 
 def _packed(rows: list[list[float]]) -> NDArray[Any]:
@@ -104,13 +104,16 @@ def _packed(rows: list[list[float]]) -> NDArray[Any]:
     return np.frombuffer(b"".join([pack(f"{len(row)}d", *row) for row in rows]), "f8")
 
 
-def _integers(leaves: Sequence[float], where: Where, *, with_floats: bool) -> NDArray[Any]:
+def _integers(
+    leaves: Sequence[float], dtype: np.dtype[Any], where: Where, *, with_floats: bool
+) -> NDArray[Any]:
     if with_floats:
         for at, leaf in enumerate(leaves):
             if type(leaf) is float and not (leaf.is_integer() and abs(leaf) <= _EXACT_FLOAT):
                 raise refused("int_from_float", "Input should be an integer", where(at))
         leaves = [int(leaf) for leaf in leaves]
-    largest = max(leaves, default=0)
-    if largest > _LARGEST and min(leaves) < 0:
-        raise refused("out_of_range", "Input should fit in 64 bits", where(leaves.index(largest)))
+    least, largest = min(leaves, default=0), max(leaves, default=0)
+    if largest > _LARGEST and least < 0:
+        wrong = least if dtype.kind == "u" else largest
+        raise refused("out_of_range", f"Input should fit in {dtype}", where(leaves.index(wrong)))
     return np.array(leaves, dtype="u8" if largest > _LARGEST else "i8")

@@ -48,9 +48,8 @@ class Nested:
         for level in range(self.depth):
             if level:
                 rows = flatten(rows)
-            self._count(level, rows, goes_on=level < opened, is_open=level < closed)
-        if 0 not in self._sizes and not self._shape.fits_depth(self.depth):
-            raise self._misshapen()
+            self._count(level, rows, opened - level, is_open=level < closed)
+        self._check_depth()
         part = rows_to_array(
             rows if self.depth else [rows], self._dtype, self._leaf, finite=self._finite, is_plain=is_plain
         )
@@ -71,14 +70,19 @@ class Nested:
 
     def refuse_next(self) -> NoReturn:
         """Refuse the body because of what stands next in it, which no array can hold."""
+        self._check_depth()
         raise refused("type", f"Input should be {NAMES[self._dtype.kind]}", self._leaf(0))
 
-    def _count(self, level: int, rows: list[Any], *, goes_on: bool, is_open: bool) -> None:
-        """Check that ``rows`` are lists as long as all others of this level; the first and last may be parts."""
+    def _check_depth(self) -> None:
+        if 0 not in self._sizes and not self._shape.fits_depth(self.depth):
+            raise self._misshapen()
+
+    def _count(self, level: int, rows: list[Any], opened: int, *, is_open: bool) -> None:
+        """Check that ``rows`` are lists as long as all others of their level; ends may be parts."""
         end = _end_of_lists(rows)
         lengths = list(map(len, rows if end == len(rows) else rows[:end]))
-        if goes_on and lengths:
-            lengths[0] += self._begun[level]
+        if opened > 0 and lengths:
+            lengths[0] += self._begun[level] - (opened > 1)  # its first member may go on too
         if is_open and end == len(rows):
             self._begun[level] = lengths.pop()
         if lengths and self._sizes[level] is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 BUDGET_S = 0.001
-"""How long a heavy body may hold the interpreter at a time, of which no thread can be relieved in one call."""
+"""How long work on a heavy body holds the interpreter at a time, apart from the call that it is in."""
 _BREATH_S = 0.0002
 
 

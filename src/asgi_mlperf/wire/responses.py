@@ -9,7 +9,8 @@ from anyio import to_thread
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, StreamingResponse
 
-from asgi_mlperf.wire.encoding import dumps, pieces
+from asgi_mlperf.wire.encoding import begin, pieces
+from asgi_mlperf.wire.pacing import Pace
 from asgi_mlperf.wire.sending import collect, send_pieces
 from asgi_mlperf.wire.timing import clock, encoded
 from asgi_mlperf.wire.weight import weigh
@@ -83,8 +84,9 @@ class ORJSONResponse(JSONResponse):
         self._later = None
         if weigh(content) < settings.offload_bytes:
             began = clock()
-            text = dumps(content, settings)
-            encoded("json", began)
+            text, self._later = begin(content, settings)
+            if self._later is None:
+                encoded("json", began)
             return text
         self._later = pieces(content, settings)
         return b""
@@ -101,7 +103,7 @@ class ORJSONResponse(JSONResponse):
             await super().__call__(scope, receive, send)
             return
         began = clock()
-        body = await to_thread.run_sync(collect, self._later)
+        body = await to_thread.run_sync(collect, self._later, Pace())
         encoded("json", began)
         self.headers["content-length"] = str(sum(map(len, body)))
         await send_pieces(self, body, scope, send)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -12,15 +11,14 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Scope, Send
 
-_BREATH_S = 0.0002
+    from asgi_mlperf.wire.pacing import Pace
 
 
-def collect(pieces: Iterator[bytes]) -> deque[bytes]:
-    """All ``pieces``, made one by one, at least one; in a thread when there may be many."""
+def collect(pieces: Iterator[bytes], pace: Pace) -> deque[bytes]:
+    """All ``pieces``, made one by one, at least one."""
     made = deque([next(pieces, b"")])
     for piece in pieces:
-        # Without a real sleep the event loop waits a whole switch interval for the interpreter, every time.
-        time.sleep(_BREATH_S)
+        pace.breathe()
         made.append(piece)
     return made
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from anyio import to_thread
@@ -11,6 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from asgi_mlperf.wire import formats
 from asgi_mlperf.wire.negotiation import negotiate
+from asgi_mlperf.wire.pacing import LIGHT, Pace
 from asgi_mlperf.wire.responses import ORJSONResponse, json_settings
 from asgi_mlperf.wire.sending import collect, send_pieces
 from asgi_mlperf.wire.timing import clock, encoded
@@ -29,9 +29,9 @@ class TensorResponse(Response):
 
     JSON (as :class:`ORJSONResponse` writes it), ``application/x-npy``, ``application/octet-stream`` with
     ``X-Tensor-Dtype`` and ``X-Tensor-Shape`` headers (C order, little-endian), ``application/x-safetensors``
-    and ``application/vnd.apache.arrow.stream``. Without an ``Accept`` header: JSON. The first two binary
-    formats hold one array; the last two need the ``safetensors`` and ``pyarrow`` packages. bfloat16 and
-    float8 travel as float32, and NaN stays NaN. A client that accepts none of them gets 406.
+    and, if ``pyarrow`` is installed, ``application/vnd.apache.arrow.stream``. Without an ``Accept`` header:
+    JSON. The first two binary formats hold one array. bfloat16 and float8 travel as float32, and NaN stays
+    NaN. A client that accepts none of them gets 406.
 
     The body is made when the response is sent, since only then the request is known.
 
@@ -79,16 +79,17 @@ class TensorResponse(Response):
             await send_pieces(self, await self._encoded(media_type), scope, send)
 
     async def _encoded(self, media_type: str) -> deque[bytes]:
-        encode = partial(self._encode, media_type)
-        heavy = weigh(self._content) >= self._settings.offload_bytes
         began = clock()
-        body, headers = await to_thread.run_sync(encode) if heavy else encode()
+        if weigh(self._content) >= self._settings.offload_bytes or formats.must_load(media_type):
+            body, headers = await to_thread.run_sync(self._encode, media_type, Pace())
+        else:
+            body, headers = self._encode(media_type, LIGHT)
         encoded(formats.NAMES[media_type], began)
         self.headers.update(headers)
         self.headers["content-type"] = media_type
         self.headers["content-length"] = str(sum(map(len, body)))
         return body
 
-    def _encode(self, media_type: str) -> tuple[deque[bytes], dict[str, str]]:
+    def _encode(self, media_type: str, pace: Pace) -> tuple[deque[bytes], dict[str, str]]:
         pieces, headers = formats.encode(self._content, media_type, self._name)
-        return collect(pieces), headers
+        return collect(pieces, pace), headers
