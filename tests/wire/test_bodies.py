@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from asgi_mlperf.exceptions import ConfigurationError
-from asgi_mlperf.wire import JSONSettings, json_settings
+from asgi_mlperf.wire import JSONSettings, TensorResponse, json_settings
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.nested import Nested
 from asgi_mlperf.wire.shapes import Shape
@@ -134,6 +134,16 @@ def test_npy_files_of_other_libraries_are_read(name):
 def test_raw_bytes_may_be_big_endian_where_the_header_says_so():
     headers = {"x-tensor-dtype": ">i2", "x-tensor-shape": "2"}
     assert post(ArrayBody("i2"), np.array([1, 2], ">i2").tobytes(), RAW, **headers).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("kind", SEND)
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 1, 3)])
+def test_what_is_written_here_is_read_here(kind, shape):
+    array = np.arange(np.prod(shape), dtype="f4").reshape(shape)
+    app = Starlette(routes=[Route("/", lambda _request: TensorResponse(array))])
+    written = TestClient(app).get("/", headers={"accept": kind})
+    headers = {name: value for name, value in written.headers.items() if name.startswith("x-tensor")}
+    assert np.array_equal(post(ArrayBody("f4"), written.content, kind, **headers), array)
 
 
 @pytest.mark.parametrize("kind", [JSON, NPY, RAW, SAFETENSORS])
@@ -287,6 +297,44 @@ HOSTILE = {
     "no tensors": (SAFETENSORS, safetensors_header(b"{}")),
     "two tensors": (SAFETENSORS, safetensors.save({"x": np.ones(1), "y": np.ones(1)})),
     "not safetensors": (SAFETENSORS, b"x" * 100),
+    "safetensors without a header": (SAFETENSORS, bytes(8)),
+    "tensors that overlap": (
+        SAFETENSORS,
+        safetensors_header(
+            b'{"x":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},'
+            b'"y":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}'
+        )
+        + bytes(6),
+    ),
+    "tensors with a gap": (
+        SAFETENSORS,
+        safetensors_header(b'{"x":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}') + bytes(6),
+    ),
+    "tensors with a rest": (
+        SAFETENSORS,
+        safetensors_header(b'{"x":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}') + bytes(6),
+    ),
+    "tensor of another size": (
+        SAFETENSORS,
+        safetensors_header(b'{"x":{"dtype":"F32","shape":[4],"data_offsets":[0,4]}}') + bytes(4),
+    ),
+    **{
+        f"safetensors with {header}": (SAFETENSORS, safetensors_header(header) + bytes(4))
+        for header in (
+            b"[]",
+            b"5",
+            b"{",
+            b'{"x":5}',
+            b'{"x":{}}',
+            b'{"x":{"dtype":"U8","shape":"4","data_offsets":[0]}}',
+            b'{"x":{"dtype":"U8","shape":[[]],"data_offsets":[0,4]}}',
+            b'{"x":{"dtype":"U8","shape":[-4],"data_offsets":[0,4]}}',
+            b'{"x":{"dtype":"U8","shape":[4],"data_offsets":["0",4]}}',
+            b'{"x":{"dtype":"C64","shape":[],"data_offsets":[0,4]}}',
+            b'{"x":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"y":5}',
+            b"{" + b" " * 1_000_001 + b"}",
+        )
+    },
     "not arrow": (ARROW, b"x" * 100),
     "empty arrow": (ARROW, b""),
     "truncated arrow": (ARROW, arrow({"x": pa.array([1.5] * 100)})[:-300]),
@@ -358,6 +406,26 @@ def test_large_json_is_read_in_pieces_as_it_is_in_one(shape, monkeypatch):
     monkeypatch.setattr(Nested, "add", counted)
     assert np.array_equal(post(ArrayBody("f4"), data), array)
     assert len(pieces) > 10
+
+
+@pytest.mark.parametrize("chunks", [[b"[1,2", b",3]"], [b"[1,2,3", b"]"]])
+def test_heavy_bodies_may_come_without_a_length(chunks):
+    token = json_settings.set(JSONSettings(offload_bytes=5))
+    try:
+        assert post(ArrayBody("f4"), iter(chunks)).tolist() == [1, 2, 3]
+        raw = np.arange(6, dtype="f4").tobytes()
+        assert post(ArrayBody("f4", "n"), iter([raw[:7], raw[7:]]), RAW).tolist() == list(range(6))
+    finally:
+        json_settings.reset(token)
+
+
+def test_bodies_longer_than_they_say_are_refused():
+    token = json_settings.set(JSONSettings(offload_bytes=1))
+    try:
+        assert refusal(ArrayBody("f4"), "[1,2,3]", **{"content-length": "3"})[:2] == (413, "too_large")
+        assert post(ArrayBody("f4"), "[1,2,3]", **{"content-length": "9"}).tolist() == [1, 2, 3]
+    finally:
+        json_settings.reset(token)
 
 
 def test_heavy_bodies_are_read_off_the_event_loop():

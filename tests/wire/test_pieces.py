@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import orjson
@@ -16,7 +17,7 @@ from asgi_mlperf.wire.tables import TableBody
 PIECE = 64
 ROWS = [[1.5, -2e3, 3], [0.25, 0, 1e-7], [7, 8, 9]] * 20
 NESTED = [[[1, 2], [3, 4], [5, 6]]] * 30
-TABLE = {
+TABLE: dict[str, list[Any]] = {
     "id": list(range(60)),
     "ignored": [{"a": [1, {"b": 2}]}] * 3,
     "score": [0.5] * 60,
@@ -60,8 +61,8 @@ def read(parser, data, *, is_heavy=True, chunk=50, kind=formats.JSON):
     ("dtype", "value"),
     [
         ("f4", ROWS),
-        ("f8", [row[0] for row in ROWS]),
-        ("f4", [[row[0] for row in ROWS]]),
+        ("f8", list(range(60))),
+        ("f4", [list(range(60))]),
         ("i8", NESTED),
         ("u2", NESTED),
         ("f2", NESTED),
@@ -114,6 +115,11 @@ def test_null_is_nan_in_pieces_too(pieces):
         ("f4", "n", b"1,2"),
         ("f4", "n", b"[1,2] x"),
         ("f4", "n", b"[1,,2]"),
+        ("f4", "n", b"[,1]"),
+        ("f4", "n", b"[ ,1]"),
+        ("f4", "n 1", b"[,[1]]"),
+        ("f4", "n 1", b"[[,1]]"),
+        ("f4", "n 1", b"[[1],[,1]]"),
         ("f4", "n", b"[01,2]"),
         ("f4", "n", b"[1,+2]"),
         ("f4", "n", b"[1,2,]"),
@@ -187,6 +193,10 @@ def test_tables_are_read_in_pieces_as_they_are_in_one(pieces, content, indent, c
         b'[{"id":1,"city":"a","score":1},5,6]',
         b'[{"id":1,"city":"a","score":1},{"id":1]',
         b'{"id":[1,],"city":["a"],"score":[1]}',
+        b'{"id":[,1],"city":["a"],"score":[1]}',
+        b'{,"id":[1],"city":["a"],"score":[1]}',
+        b'{"id":,"city":["a"],"score":[1]}',
+        b'[,{"id":1,"city":"a","score":1}]',
         b'{"id":[1],"city":["a",,"b"],"score":[1]}',
         b'{"id":[1],"city":["a"],"score":[1],}',
         b'{"id":[1],,"city":["a"],"score":[1]}',

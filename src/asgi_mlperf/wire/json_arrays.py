@@ -108,8 +108,9 @@ def _completed(text: bytes, opened: int, depth: int, offset: int, *, is_last: bo
     """The value of a piece, and how many brackets had to be closed for it: if it is ragged, any number."""
     if is_last:
         return loads(b"[" * opened + text, offset - opened), 0
-    likely = depth - text.count(b"]", len(text.rstrip(_CLOSING)))
-    if likely < 1:
+    before = text.rstrip(_CLOSING)
+    likely = depth - text.count(b"]", len(before))
+    if likely < 1 or (likely == depth and before.endswith(b"[")):
         loads(b"[" * opened + text + b",", offset - opened)
     refusal = None
     for count in (likely, *range(1, _MOST_OPEN)):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _OBJECT = re.compile(rb"[ \t\r\n]*\{")
 _LIST = re.compile(rb"[ \t\r\n]*\[[ \t\r\n]*([{\]]|\Z)?")
+_SPACE = b" \t\r\n"
+_OPEN = (b"[", b"{")
 _COMMA = re.compile(rb"[ \t\r\n]*,")
 _GOES_ON = secrets.token_hex(16)
 """The key of a column that began in an earlier piece; clients cannot guess it."""
@@ -99,7 +101,8 @@ class _Columns:
     def ends(self, text: bytes) -> Iterator[int]:
         end = len(text)
         while (end := text.rfind(b",", 0, end)) >= 0:
-            yield end
+            if not text[:end].rstrip(_SPACE).endswith(_OPEN):
+                yield end
 
     def parts(self, columns: dict[str, Any], text: bytes, closer: bytes) -> Iterator[Part]:
         for name, values in columns.items():

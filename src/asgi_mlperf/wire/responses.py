@@ -41,7 +41,8 @@ class JSONSettings(BaseModel):
     offload_bytes: int = Field(
         default=1_000_000,
         ge=0,
-        description="Bodies of about this many bytes and more are encoded off the event loop, in slices.",
+        description="Bodies of about this many bytes and more are written and read off the event loop, a "
+        "millisecond at a time.",
     )
 
     body_limit_bytes: int = Field(
