@@ -150,7 +150,8 @@ def returning(value: object) -> Callable[[], Awaitable[object]]:
 
 
 def requests() -> dict[str, dict[str, Call]]:
-    app = FastAPI()
+    app, ours = FastAPI(), FastAPI()
+    ours.router.route_class = ORJSONRoute
     done = Response()
 
     @app.post("/pydantic")
@@ -168,6 +169,7 @@ def requests() -> dict[str, dict[str, Call]]:
         assert x.shape == (512, 128)
         return done
 
+    ours.post("/array")(array)
     body = ArrayBody(np.float32, "n 128")
 
     @app.post("/direct")
@@ -180,6 +182,7 @@ def requests() -> dict[str, dict[str, Call]]:
         "Request, 512 x 128 float32": {
             "Pydantic `list[list[float]]`, `np.array`": call(app, "/pydantic", kind="application/json"),
             "by hand, `np.frombuffer(body)`": call(app, "/frombuffer", kind="application/octet-stream"),
+            **{f"Array, ORJSONRoute, {k}": call(ours, "/array", kind=f"application/{k}") for k in kinds},
             **{f"Array, {kind}": call(app, "/array", kind=f"application/{kind}") for kind in kinds},
             **{f"ArrayBody(request), {k}": call(app, "/direct", kind=f"application/{k}") for k in kinds[:3]},
         }
@@ -221,15 +224,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=0.1, help="per contender and round")
+    parser.add_argument("--blocks", type=int, default=4, help="rounds of 100 MB each")
     parser.add_argument("--json", type=Path, help="write every round's figures here")
     options = parser.parse_args()
     results = {}
     for title, contenders in (responses() | requests()).items():
         results[title] = asyncio.run(measure(contenders, options.rounds, options.seconds))
         print(table(title, "microseconds per request", results[title]), end="\n\n")
-    for way, contenders in (("out", outgoing()), ("in", incoming())):
+    for way, contenders in (("out", outgoing()), ("in", incoming())) if options.blocks else ():
         title = f"Longest block of the event loop, about 100 MB {way}"
-        results[title] = asyncio.run(blocks(contenders, max(3, options.rounds // 3)))
+        results[title] = asyncio.run(blocks(contenders, options.blocks))
         print(table(title, "milliseconds", results[title]), end="\n\n")
     versions = {
         name: version(name) for name in ("fastapi", "starlette", "orjson", "numpy", "torch", "pydantic")

@@ -319,7 +319,7 @@ HOSTILE = {
         safetensors_header(b'{"x":{"dtype":"F32","shape":[4],"data_offsets":[0,4]}}') + bytes(4),
     ),
     **{
-        f"safetensors with {header}": (SAFETENSORS, safetensors_header(header) + bytes(4))
+        f"safetensors with {header!r:.60}": (SAFETENSORS, safetensors_header(header) + bytes(4))
         for header in (
             b"[]",
             b"5",

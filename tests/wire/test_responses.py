@@ -100,6 +100,8 @@ VALUES = [
     (collections.deque([1, {2}]), [1, [2]]),
     (range(3), [0, 1, 2]),
     ({"a": 1}.keys(), ["a"]),
+    ({"a": 1}.values(), [1]),
+    ([np.longlong(-5), np.ulonglong(5), np.array(5, "q")], [-5, 5, 5]),
     (types.MappingProxyType({"a": 1}), {"a": 1}),
     (collections.UserDict(a=1), {"a": 1}),
     (collections.OrderedDict(a=1), {"a": 1}),

@@ -231,6 +231,20 @@ def test_columns_of_dataframe_libraries_keep_integers_and_nulls(encode):
     assert encode(times)[1:] == ["1970-01-01T00:00:00+00:00", None, None]
 
 
+def test_columns_of_the_same_name_are_refused():
+    for frame in (
+        pd.DataFrame(np.eye(2), columns=["a", "a"]),
+        pa.Table.from_arrays([pa.array([1])] * 2, ["a", "a"]),
+    ):
+        with pytest.raises(UnserializableError, match=r"^\$\.y: columns of the same name"):
+            render({"y": frame})
+
+
+def test_structures_and_levels_keep_their_names():
+    assert render(pl.Series([{"a": 1}, {"a": None}])) == [{"a": 1}, {"a": None}]
+    assert render(pd.MultiIndex.from_tuples([(1, "x"), (2, "y")])) == [[1, "x"], [2, "y"]]
+
+
 @pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame, pa.table])
 def test_data_frames_become_columns(frame):
     columns = {"age": [1, 2], "city": ["Bonn", "Köln"]}

@@ -8,6 +8,7 @@ drops nanoseconds, and for units such as ``25s`` aborts the process. Everything 
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -64,15 +65,28 @@ def _ready(array: np.generic | NDArray[Any]) -> bool:
         return False
     np = sys.modules["numpy"]
     if isinstance(array, np.generic):
-        return True
+        return type(array) in _known_scalars()
     return type(array) is np.ndarray and array.ndim > 0 and bool(array.flags.c_contiguous)
+
+
+@cache
+def _known_scalars() -> frozenset[type]:
+    """The types of scalars that orjson knows: of C's integers of the same width one."""
+    np = sys.modules["numpy"]
+    return frozenset(
+        np.dtype(code).type
+        for code in "? i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8".split()  # noqa: SIM905 - shorter
+    )
 
 
 def _numbers(array: NDArray[Any]) -> object:
     if array.dtype.itemsize > _WIDEST:
         return _long_doubles(array)
     native = array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
-    return native[()] if native.ndim == 0 else native
+    if native.ndim:
+        return native
+    scalar: type = sys.modules["numpy"].dtype(native.dtype.str).type
+    return scalar(native[()])
 
 
 def _long_doubles(array: NDArray[Any]) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence, ValuesView
 from collections.abc import Set as AbstractSet
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -87,7 +87,7 @@ _STEPS: tuple[tuple[Any, Any], ...] = (
     (float, float),
     ((bytes, bytearray, memoryview), _base64),
     (Mapping, dict),
-    ((Sequence, AbstractSet), list),
+    ((Sequence, AbstractSet, ValuesView), list),
     (Decimal, _decimal),
     (timedelta, timedelta.total_seconds),
     ((date, time), _date),

@@ -57,7 +57,7 @@ def simplify(value: object) -> object:
     if frame is not None:
         return frame
     nullable = _NULLABLE.get(_library(value))
-    if nullable is not None and _has_nulls(value):
+    if nullable is not None and (_has_nulls(value) or "Struct" in str(getattr(value, "dtype", ""))):
         return getattr(value, nullable)()
     return arrays.plain(to_numpy(value))
 
@@ -95,12 +95,19 @@ def _library(value: object) -> str:
 
 def _columns(value: Any) -> dict[str, object] | None:
     names = getattr(value, _FRAMES.get(_library(value), ""), None)
-    return None if names is None else {name: value[name] for name in names}
+    if names is None:
+        return None
+    if len(set(names)) < len(names):
+        raise UnserializableError("columns of the same name: JSON has one of each, rename them first")
+    return {name: value[name] for name in names}
 
 
 def _has_nulls(value: Any) -> bool:
-    if getattr(value, "hasnans", False):
-        return not _from("numpy", "dtype", value.dtype)
+    try:
+        if getattr(value, "hasnans", False):
+            return not _from("numpy", "dtype", value.dtype)
+    except NotImplementedError:
+        return True  # an index of several levels, which has no array of its own
     count = getattr(value, "null_count", 0)
     return bool(count() if callable(count) else count)
 
