@@ -98,10 +98,10 @@ def to_array(leaves: Sequence[Any], dtype: np.dtype[Any], where: Where, *, finit
 
 def _packed(rows: list[list[float]]) -> NDArray[Any]:
     """float64 of ``rows``; ``struct`` is the fastest reader of Python floats there is."""
-    if len(rows[0]) < _SHORT_ROW:
+    if len(rows[0]) < _SHORT_ROW or len(set(map(len, rows))) > 1:
         rows = [flatten(rows)]
-    pack = struct.pack
-    return np.frombuffer(b"".join([pack(f"{len(row)}d", *row) for row in rows]), "f8")
+    pack = struct.Struct(f"{len(rows[0])}d").pack
+    return np.frombuffer(b"".join([pack(*row) for row in rows]), "f8")
 
 
 def _integers(
