@@ -1,6 +1,8 @@
+import functools
 import subprocess
 import sys
 import threading
+import uuid
 from typing import Annotated, Any
 
 import fastapi.routing
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 from opentelemetry.trace import NoOpTracer, TracerProvider
 from pydantic import BaseModel
 
+from asgi_mlperf import ORJSONResponse
+from asgi_mlperf.exceptions import UnserializableError
 from asgi_mlperf.wire import TensorResponse
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.routes import Array, ORJSONRoute, parsed
@@ -112,12 +116,92 @@ def test_responses_are_those_of_a_stock_route(prefix, path):
     assert len(ran) == (2 if path == "/async/3?q=1" else 0)
 
 
-def test_an_endpoint_may_be_registered_again_as_older_versions_of_fastapi_do():
+def test_a_routes_endpoint_stays_the_function_that_was_declared():
     async def endpoint():
         return np.ones(1)
 
-    first = ORJSONRoute("/a", endpoint)
-    assert ORJSONRoute("/b", first.endpoint).endpoint is first.endpoint
+    assert ORJSONRoute("/a", endpoint).endpoint is endpoint
+
+
+@pytest.mark.parametrize("where", ["route", "router", "include", "app"])
+def test_a_response_class_of_ones_own_or_of_a_router_is_kept(where):
+    class Own(PlainTextResponse):
+        media_type = "text/own"
+
+    def own(place):
+        return {"default_response_class": Own} if place == where else {}
+
+    async def endpoint():
+        return "hi"
+
+    router = APIRouter(route_class=ORJSONRoute, **own("router"))
+    router.get("/own", **({"response_class": Own} if where == "route" else {}))(endpoint)
+    app = FastAPI(**own("app"))
+    app.include_router(router, **own("include"))
+    answer = TestClient(app).get("/own")
+    assert (answer.text, answer.headers["content-type"]) == ("hi", "text/own; charset=utf-8")
+
+
+def test_an_orjson_response_class_writes_the_arrays_of_its_routes():
+    class Own(ORJSONResponse):
+        media_type = "application/own+json"
+
+    app = FastAPI(default_response_class=Own)
+    app.router.route_class = ORJSONRoute
+    app.get("/own")(lambda: np.ones(1))
+    answer = TestClient(app).get("/own")
+    assert (answer.json(), answer.headers["content-type"]) == ([1], "application/own+json")
+
+
+def test_endpoints_may_be_wrapped_in_functions_of_another_kind():
+    async def asynchronous():
+        return np.ones(1)
+
+    @functools.wraps(asynchronous)
+    def wrapped():
+        return asynchronous()
+
+    def generator():
+        yield "a"
+
+    api = client(wrapped=wrapped, partial=functools.partial(asynchronous))
+    api.app.post("/generated")(functools.partial(generator))
+    assert api.post("/wrapped").json() == [1]
+    assert api.post("/partial").json() == [1]
+    assert api.post("/generated").text == '"a"\n'
+
+
+def test_what_only_fastapi_can_write_is_written_as_it_does():
+    class Own:
+        def __init__(self):
+            self.a = 1
+
+    class LikeAUUID:
+        __class__ = property(lambda _: uuid.UUID)
+        __dict__ = property(lambda _: int("none"))
+
+        def __str__(self):
+            return "123"
+
+    async def own():
+        return [Own(), LikeAUUID()]
+
+    async def nobodys():
+        return {"x": [object()]}
+
+    api = client(own=own, nobodys=nobodys)
+    assert api.post("/own").json() == [{"a": 1}, "123"]
+    with pytest.raises(UnserializableError, match=r"\$\.x\[0\]"):
+        api.post("/nobodys")
+
+
+def test_where_fastapis_handler_is_another_one_the_route_is_left_to_it(monkeypatch, caplog):
+    async def handler(_):
+        return PlainTextResponse("their own")
+
+    monkeypatch.setattr(fastapi.routing, "get_request_handler", lambda **_: handler)
+    assert client(sum_up=sum_up).post("/sum_up").text == "their own"
+    assert "/sum_up is left to it" in caplog.text
 
 
 def test_openapi_is_unchanged():
@@ -277,8 +361,12 @@ def test_a_handler_that_another_library_wrapped_is_left_to_it(monkeypatch):
         return around
 
     monkeypatch.setattr(fastapi.routing, "get_request_handler", wrap)
-    assert client(sum_up=sum_up).post("/sum_up", json=[1, 2]).json() == 3
-    assert seen == ["/sum_up"]
+
+    async def half(x: Array[np.float32, "n"]):  # noqa: F821 - a shape
+        return x / 2
+
+    assert client(half=half).post("/half", json=[1, 2]).json() == [0.5, 1]
+    assert seen == ["/half"]
 
 
 def test_a_body_that_is_not_what_was_declared_is_a_validation_error_like_any_other():
@@ -350,12 +438,12 @@ def test_schemathesis_accepts_the_schema_and_finds_no_server_error():
         answers_cleanly()
 
 
-def test_every_wing_module_but_routes_can_be_imported_without_fastapi():
+def test_every_wing_module_but_two_can_be_imported_without_fastapi():
     program = (
         "import sys, importlib, pkgutil\n"
         "sys.modules['fastapi'] = None\n"
         "import asgi_mlperf.wire as wire\n"
-        "names = {module.name for module in pkgutil.iter_modules(wire.__path__)} - {'routes'}\n"
+        "names = {module.name for module in pkgutil.iter_modules(wire.__path__)} - {'routes', 'handlers'}\n"
         "[importlib.import_module(f'asgi_mlperf.wire.{name}') for name in names]\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)

@@ -53,7 +53,7 @@ def _by_pydantic(value: object) -> object:
         return None
     try:
         return pydantic_core.to_jsonable_python(value)
-    except (ValueError, TypeError):
+    except Exception:  # noqa: BLE001 - whatever the properties of a stranger raise
         name = type(value).__qualname__
         raise UnserializableError(
             f"{name} cannot be written as JSON: turn it into a dict, list, str, number or array first"

@@ -25,17 +25,17 @@ def weigh(value: Any, samples: int = _SAMPLES) -> float:
         return _weigh_some(value[::step], len(value), samples // 2, samples)
     if kind is str or kind is bytes:
         return len(value)
-    size = _nbytes(value)
+    size = _attribute(value, "nbytes")
     if isinstance(size, int):
         return size * _TEXT_PER_BYTE
-    fields = getattr(value, "__dict__", None)
+    fields = _attribute(value, "__dict__")
     return _LEAF if type(fields) is not dict else weigh(fields, samples)
 
 
-def _nbytes(value: Any) -> object:
+def _attribute(value: Any, name: str) -> object:
     try:
-        return getattr(value, "nbytes", None)
-    except Exception:  # noqa: BLE001 - a property of a stranger: sparse tensors raise RuntimeError
+        return getattr(value, name, None)
+    except Exception:  # noqa: BLE001 - a stranger's property: sparse tensors and asyncpg's UUIDs raise
         return None
 
 

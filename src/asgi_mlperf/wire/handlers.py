@@ -1,0 +1,208 @@
+"""How FastAPI's handler of requests is made to answer with arrays. Needs FastAPI."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from contextlib import suppress
+from dataclasses import fields
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastapi import Request, routing
+from fastapi.datastructures import DefaultPlaceholder
+from fastapi.encoders import jsonable_encoder
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from asgi_mlperf.exceptions import UnserializableError
+from asgi_mlperf.wire.responses import ORJSONResponse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from fastapi.dependencies.models import Dependant
+    from fastapi.routing import APIRoute
+
+log = logging.getLogger("asgi_mlperf")
+
+_INJECTED = "_asgi_mlperf_injected"
+PARSER = "_asgi_mlperf_parser"
+"""The attribute of a dependency that says that it reads the body and needs only the request."""
+_NO_BODY = {204, 205, 304}
+_NEEDED = {
+    "dependant",
+    "actual_response_class",
+    "response_field",
+    "is_coroutine",
+    "dependency_overrides_provider",
+}
+_NOTHING_TO_FIND = {
+    "call",
+    "dependencies",
+    "name",
+    "path",
+    "request_param_name",
+    "use_cache",
+    "scope",
+    "cache_key",
+}
+
+
+try:
+    from fastapi.telemetry import get_telemetry_data
+except ImportError:  # a FastAPI without telemetry of its own
+    get_telemetry_data = lambda: None  # type: ignore[assignment,misc] # noqa: E731 - observed by nobody
+
+
+def answering_handler(
+    route: APIRoute, handler: Callable[[Request], Coroutine[Any, Any, Response]]
+) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    """Let ``handler``, just made for ``route``, answer with ``ORJSONResponse`` where the response is for us.
+
+    Returns ``handler``, or what does the same without what FastAPI does in vain for such an endpoint.
+    """
+    found = _found_by_fastapi(handler)
+    if found is None:
+        log.warning("FastAPI's request handler is not as asgi-mlperf knows it: %s is left to it", route.path)
+        return handler
+    dependant: Dependant = found["dependant"]
+    response_class = _response_class(route, found)
+    if response_class is None or dependant.call is None:
+        return handler
+    takes = _only_bodies(dependant) if _is_fastapis(handler) else None
+    dependant.response_param_name = injected = dependant.response_param_name or _INJECTED
+    answer = _Answer(injected, response_class, route.status_code)
+    dependant.call = _answering(dependant.call, answer, is_coroutine=found["is_coroutine"])
+    return handler if takes is None else _short_way(handler, found, takes)
+
+
+def _is_fastapis(handler: object) -> bool:
+    return getattr(handler, "__globals__", None) is vars(routing)
+
+
+def _found_by_fastapi(handler: Any, depth: int = 4) -> dict[str, Any] | None:
+    """What FastAPI's handler goes by, routers' and apps' dependencies included; others may be around it."""
+    if _is_fastapis(handler):
+        found = inspect.getclosurevars(handler).nonlocals
+        return dict(found) if found.keys() >= _NEEDED else None
+    inner = [getattr(handler, "__wrapped__", None)]
+    for cell in getattr(handler, "__closure__", None) or ():
+        with suppress(ValueError):  # empty so far
+            inner.append(cell.cell_contents)
+    deeper = (_found_by_fastapi(each, depth - 1) for each in inner if depth and callable(each))
+    return next((found for found in deeper if found is not None), None)
+
+
+def _response_class(route: APIRoute, found: dict[str, Any]) -> type[ORJSONResponse] | None:
+    """What an endpoint of the route is answered with, or nothing where that is for FastAPI to do."""
+    declared: type[Response] = found["actual_response_class"]
+    if found["response_field"] is not None or _is_generator(found["dependant"].call):
+        return None
+    if issubclass(declared, ORJSONResponse):
+        return declared
+    is_default = isinstance(route.response_class, DefaultPlaceholder) and declared is JSONResponse
+    return ORJSONResponse if is_default else None
+
+
+def _is_generator(endpoint: Any) -> bool:
+    while isinstance(endpoint, partial):
+        endpoint = endpoint.func
+    endpoint = inspect.unwrap(endpoint)
+    functions = (endpoint, getattr(endpoint, "__call__", None))  # noqa: B004 - the method itself is looked at
+    return any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in functions)
+
+
+class _Answer(NamedTuple):
+    """Makes the response of what an endpoint returned."""
+
+    injected: str
+    """The parameter that FastAPI fills with the ``Response`` whose headers are merged into ours."""
+    response_class: type[ORJSONResponse]
+    status_code: int | None
+
+    def response_of(self, values: dict[str, Any]) -> Response | None:
+        """Take what FastAPI injected, which the endpoint gets only if it asked for it."""
+        found: Response | None = values.get(self.injected)
+        if self.injected == _INJECTED:
+            values.pop(_INJECTED, None)
+        return found
+
+    def __call__(self, result: object, injected: Response | None) -> Response:
+        if isinstance(result, Response):
+            return result
+        status = (injected and injected.status_code) or self.status_code or 200
+        empty = status in _NO_BODY
+        response = (
+            Response(None, status, media_type="application/json") if empty else self._written(result, status)
+        )
+        if injected is not None:
+            response.raw_headers.extend(injected.raw_headers)
+        return response
+
+    def _written(self, result: object, status: int) -> Response:
+        try:
+            return self.response_class(result, status)
+        except UnserializableError as error:
+            try:
+                simple = jsonable_encoder(result)
+            except Exception:  # noqa: BLE001 - whatever an object's own methods raise
+                raise error from None
+            return self.response_class(simple, status)
+
+
+def _answering(endpoint: Callable[..., Any], answer: _Answer, *, is_coroutine: bool) -> Callable[..., Any]:
+    """The endpoint with a response as its result."""
+    if is_coroutine:
+
+        @wraps(endpoint)
+        async def answering(**values: Any) -> Response:
+            injected = answer.response_of(values)
+            return answer(await endpoint(**values), injected)
+
+    else:
+
+        @wraps(endpoint)
+        def answering(**values: Any) -> Response:
+            injected = answer.response_of(values)
+            return answer(endpoint(**values), injected)
+
+    return answering
+
+
+def _only_bodies(dependant: Dependant) -> dict[str, Callable[..., Any]] | None:
+    """The reader of the one body by its parameter's name, where FastAPI has nothing else to find."""
+    readers = dependant.dependencies
+    if len(readers) > 1 or not all(map(_is_plain, (dependant, *readers))):
+        return None
+    takes = {
+        each.name: each.call for each in readers if each.name and each.call and hasattr(each.call, PARSER)
+    }
+    return takes if len(takes) == len(readers) else None
+
+
+def _is_plain(dependant: Dependant) -> bool:
+    """Tell whether FastAPI has nothing to find for a function's parameters but the request."""
+    looked_for = (each.name for each in fields(dependant) if each.name not in _NOTHING_TO_FIND)
+    return not any(getattr(dependant, name) for name in looked_for)
+
+
+def _short_way(
+    handler: Callable[..., Any], found: dict[str, Any], takes: dict[str, Callable[..., Any]]
+) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    """Answer as ``handler`` does, without FastAPI's general machinery."""
+    overridable, dependant = found["dependency_overrides_provider"], found["dependant"]
+    endpoint, request_name, is_coroutine = dependant.call, dependant.request_param_name, found["is_coroutine"]
+
+    async def answer(request: Request) -> Any:
+        overrides = getattr(overridable, "dependency_overrides", None)
+        if overrides or get_telemetry_data() is not None:
+            return await handler(request)
+        values: dict[str, Any] = {name: await read(request) for name, read in takes.items()}
+        if request_name is not None:
+            values[request_name] = request
+        if is_coroutine:
+            return await endpoint(**values)
+        return await run_in_threadpool(endpoint, **values)
+
+    return answer
