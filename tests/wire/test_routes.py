@@ -123,6 +123,17 @@ def test_a_routes_endpoint_stays_the_function_that_was_declared():
     assert ORJSONRoute("/a", endpoint).endpoint is endpoint
 
 
+def test_a_handler_may_be_made_twice():
+    router = APIRouter(route_class=ORJSONRoute, dependencies=[Depends(add_header)])
+    router.get("/a")(lambda: np.ones(1))
+    app = FastAPI()
+    app.router.routes.extend(router.routes)
+    route = router.routes[0]
+    route.app = fastapi.routing.request_response(route.get_route_handler())
+    answer = TestClient(app).get("/a")
+    assert (answer.json(), answer.headers["x-dependency"]) == ([1], "1")
+
+
 @pytest.mark.parametrize("where", ["route", "router", "include", "app"])
 def test_a_response_class_of_ones_own_or_of_a_router_is_kept(where):
     class Own(PlainTextResponse):

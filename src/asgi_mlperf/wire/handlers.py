@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("asgi_mlperf")
 
 _INJECTED = "_asgi_mlperf_injected"
+_DECLARED = "_asgi_mlperf_declared"
 PARSER = "_asgi_mlperf_parser"
 """The attribute of a dependency that says that it reads the body and needs only the request."""
 _NO_BODY = {204, 205, 304}
@@ -73,7 +74,9 @@ def answering_handler(
     takes = _only_bodies(dependant) if _is_fastapis(handler) else None
     dependant.response_param_name = injected = dependant.response_param_name or _INJECTED
     answer = _Answer(injected, response_class, route.status_code)
-    dependant.call = _answering(dependant.call, answer, is_coroutine=found["is_coroutine"])
+    declared = getattr(dependant.call, _DECLARED, dependant.call)
+    dependant.call = _answering(declared, answer, is_coroutine=found["is_coroutine"])
+    setattr(dependant.call, _DECLARED, declared)
     return handler if takes is None else _short_way(handler, found, takes)
 
 
