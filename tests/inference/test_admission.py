@@ -234,10 +234,21 @@ def test_a_pause_in_the_arrivals_does_not_open_a_strict_door():
             assert delay.strict is (step < 99)
 
 
+def test_a_strict_door_is_forgotten_after_a_pause():
+    delay = StandingDelay()
+    for step in range(30):
+        delay.refused()
+        delay.observe(0.5, step / 100, 0.01)
+    assert delay.is_strict(0.3)
+    assert not delay.is_strict(3_600.0)
+    delay.observe(0.0, 3_600.0, 0.01)
+    assert not delay.is_strict(3_600.0)
+
+
 def test_calls_much_longer_than_they_should_wait_still_find_a_queue():
     kind = taking(0.4)
     admission = busy(service=kind)
-    admission.standing_delay.strict = True
+    admission.standing_delay.strict, admission.standing_delay._forgotten = True, math.inf
     assert not refused(admission, 0.0, kind, patience=2.0)
     assert not refused(admission, 0.0, kind, patience=2.0)
 

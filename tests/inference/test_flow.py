@@ -107,14 +107,6 @@ async def test_a_caller_that_takes_nothing_for_too_long_gets_an_error_and_the_ot
             _ = [chunk async for chunk in slow]
 
 
-async def test_a_slow_caller_that_goes_on_taking_is_waited_for(begin):
-    counting = begin(plugin := plugin_with(stall_ms=100, stream_chunks=32))
-    async with plugin.lifespan(Starlette()), aclosing(counting.stream("item")) as stream:
-        for expected in range(1, 6):
-            await asyncio.sleep(0.06)
-            assert await anext(stream) == expected
-
-
 async def test_a_batch_that_waits_ends_at_shutdown(begin):
     counting = begin(plugin := plugin_with())
     async with plugin.lifespan(Starlette()):
@@ -129,15 +121,53 @@ class Caller:
     name = "count"
     wanted = True
 
+    error: BaseException | None = None
+
     def __init__(self, chunks: int) -> None:
         self.chunks = [None] * chunks
 
     def settle(self, result: None, error: BaseException) -> None:
-        raise AssertionError("nobody ended this stream")
+        self.error = error
+
+
+async def test_a_slow_caller_that_goes_on_taking_is_waited_for():
+    moves: list[int] = []
+    flow, caller = Flow(CHUNKS, 10, lambda: moves.append(1)), Caller(CHUNKS)
+    flow.delivered([caller])
+    flow._behind[caller] -= 20
+    caller.chunks.pop()
+    flow.took(caller)
+    caller.chunks.append(None)
+    flow.delivered([caller])
+    flow._look()
+    assert caller.error is None
+    assert moves == [1]
+    flow._behind[caller] -= 20
+    flow._look()
+    assert isinstance(caller.error, BatchError)
+
+
+async def test_each_caller_has_its_own_time_to_take_something():
+    flow, first, second = Flow(CHUNKS, 10, list), Caller(CHUNKS), Caller(CHUNKS)
+    flow.delivered([first])
+    flow._behind[first] -= 20
+    flow.delivered([first, second])
+    flow._look()
+    assert first.error is not None
+    assert second.error is None
+    flow.end()
+
+
+async def test_a_caller_whose_stream_has_ended_holds_up_nobody():
+    flow, caller = Flow(CHUNKS, 10, list), Caller(CHUNKS)
+    flow.delivered([caller])
+    caller.wanted = False
+    flow.delivered([caller])
+    await flow.wait_on_loop()
 
 
 async def test_who_takes_no_more_is_not_waited_for_however_much_was_kept():
-    flow, caller = Flow(CHUNKS, stall_s=3_600), Caller(CHUNKS)
+    flow, caller = Flow(CHUNKS, 3_600, list), Caller(CHUNKS)
     flow.delivered([caller])
     waiting = asyncio.create_task(flow.wait_on_loop())
     await turns(3)

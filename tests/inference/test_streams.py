@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from contextlib import aclosing
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from starlette.applications import Starlette
 
 from asgi_mlperf import BatchError, DeadlineExceeded, NotRunning, Overloaded, Plugin, Settings
+from asgi_mlperf.inference.streams import StreamItem
 
 
 def plugin_with(**settings) -> Plugin:
@@ -182,6 +184,25 @@ async def test_the_deadline_is_that_of_the_first_chunk():
         going_on.clear()
         with pytest.raises(DeadlineExceeded):
             await listed(late("late", timeout=0.05))
+        going_on.set()
+
+
+async def test_a_caller_whose_client_has_left_still_hears_of_its_deadline():
+    plugin, going_on = plugin_with(), threading.Event()
+
+    @plugin.batched
+    def held(items):
+        assert going_on.wait(30)
+        yield items
+
+    async with plugin.lifespan(Starlette()):
+        stream = held("item", timeout=0.2)
+        waiting = asyncio.ensure_future(anext(stream))
+        await anyio.lowlevel.checkpoint()
+        (item,) = (each for each in gc.get_objects() if isinstance(each, StreamItem) and each.value == "item")
+        item.left = True
+        with pytest.raises(DeadlineExceeded):
+            await waiting
         going_on.set()
 
 

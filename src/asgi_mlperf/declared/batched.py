@@ -118,6 +118,8 @@ class BatchedStream(_Declared, Generic[Item, Result]):
 
     ``timeout`` is that of the first chunk. Chunks that are not taken yet are kept up to a bound, at which
     the batch waits, and its slot with it; a batch whose callers have all stopped is ended at its next step.
+    A caller that calls the same pool between chunks of a long stream waits for the slot of its own stream:
+    give one of them a pool of its own (``plugin.pool``).
     The plain function is ``__wrapped__``.
     """
 

@@ -127,7 +127,10 @@ class Collector:
     def _may_rest(self, now: float) -> bool:
         self._traffic.wake = self._stir
         self._rests_until = now + REST_S
-        return not self._traffic.in_flight  # a request that came just before could not wake it
+        if self._traffic.in_flight:  # a request that came just before could not wake it
+            self._traffic.wake = None
+            return False
+        return True
 
     def request_ended(self, _: Exchange) -> None:
         """Look, at the end of each request, whether the moment is good."""

@@ -142,7 +142,7 @@ class Admission(Generic[Entry]):
         work_s = self._work_s(level)
         if now + self._wait_s(work_s) + service.likely > deadline:
             return "too_late"
-        if self.standing_delay.strict and not self._is_soon(work_s, deadline - now):
+        if self.standing_delay.is_strict(now) and not self._is_soon(work_s, deadline - now):
             self.standing_delay.refused()
             return "too_late"
         return None

@@ -49,7 +49,11 @@ class StandingDelay:
         self._calm = _CALM_INTERVALS
         self._least = math.inf
         self._freed = self._left = self._refused = 0
-        self._ends = -math.inf
+        self._ends = self._forgotten = -math.inf
+
+    def is_strict(self, now: float) -> bool:
+        """Say whether the door is strict; what nobody came to since is forgotten."""
+        return self.strict and now < self._forgotten
 
     def left(self) -> None:
         """Count an entry that gave up waiting, or waited for nothing."""
@@ -61,6 +65,10 @@ class StandingDelay:
 
     def observe(self, share: float, now: float, service_s: float) -> None:
         """Take the ``share`` of its time that the oldest entry has waited, when a slot frees."""
+        if now >= self._forgotten:
+            self._calm = _CALM_INTERVALS
+            self._least = math.inf
+            self._freed = self._left = self._refused = 0
         if now >= self._ends:
             many = _MANY * self._freed
             endangered = _ENDANGERED_SHARE < self._least < math.inf
@@ -69,6 +77,7 @@ class StandingDelay:
             self.strict = self._calm < _CALM_INTERVALS
             self._least = math.inf
             self._freed = self._left = self._refused = 0
-            self._ends = now + max(_SHORTEST_INTERVAL_S, 4 * service_s)
+            interval_s = max(_SHORTEST_INTERVAL_S, 4 * service_s)
+            self._ends, self._forgotten = now + interval_s, now + (1 + _CALM_INTERVALS) * interval_s
         self._least = min(self._least, share)
         self._freed += 1

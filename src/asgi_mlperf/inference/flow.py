@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from asgi_mlperf.exceptions import BatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sized
+    from collections.abc import Callable, Iterable, Sized
 
 
 class Taker(Protocol):
@@ -37,13 +37,14 @@ class Flow:
     All but ``wait`` is called on the event loop.
     """
 
-    def __init__(self, most: int, stall_s: float) -> None:
-        """Begin with nobody behind."""
+    def __init__(self, most: int, stall_s: float, moved: Callable[[], object]) -> None:
+        """Begin with nobody behind; ``moved`` is told when who holds up the generator takes a chunk."""
+        self._moved = moved
         self._most = most
         self._stall_s = stall_s
         self._steps = threading.Semaphore(most)
         self._held_back = 0
-        self._behind: dict[Taker, int] = {}
+        self._behind: dict[Taker, float] = {}  # since when each has taken nothing
         self._timer: asyncio.TimerHandle | None = None
         self._room: asyncio.Future[None] | None = None
 
@@ -59,17 +60,25 @@ class Flow:
 
     def delivered(self, takers: Iterable[Taker]) -> None:
         """Learn that one more step was delivered."""
+        now = asyncio.get_running_loop().time()
         for taker in takers:
-            if taker.wanted and len(taker.chunks) >= self._most:
-                self._behind[taker] = len(taker.chunks)
+            if not taker.wanted:
+                self._behind.pop(taker, None)
+            elif len(taker.chunks) >= self._most:
+                self._behind.setdefault(taker, now)
         self._held_back += 1
         self._go_on()
 
     def took(self, taker: Taker) -> None:
         """Learn that a caller took a chunk, or will take no more."""
-        if taker in self._behind and (not taker.wanted or len(taker.chunks) <= self._most // 2):
-            del self._behind[taker]
-            self._go_on()
+        if taker not in self._behind:
+            return
+        self._moved()
+        if taker.wanted and len(taker.chunks) > self._most // 2:
+            self._behind[taker] = asyncio.get_running_loop().time()
+            return
+        del self._behind[taker]
+        self._go_on()
 
     def end(self) -> None:
         """Hold nothing back any more."""
@@ -91,13 +100,14 @@ class Flow:
 
     def _mind(self) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._stall_s, self._look)
+            due = min(self._behind.values()) + self._stall_s
+            self._timer = asyncio.get_running_loop().call_at(due, self._look)
 
     def _look(self) -> None:
         self._timer = None
-        for taker, waiting in list(self._behind.items()):
-            if len(taker.chunks) < waiting:
-                self._behind[taker] = len(taker.chunks)
+        now = asyncio.get_running_loop().time()
+        for taker, since in list(self._behind.items()):
+            if now < since + self._stall_s:
                 continue
             del self._behind[taker]
             message = f"a stream of {taker.name} ends, as nothing of it was taken for {self._stall_s:g} s"

@@ -35,7 +35,7 @@ class BatchingSettings(BaseModel):
         description="with `auto`: milliseconds that a batch may hold the event loop; else a thread runs it",
     )
     stream_chunks: int = Field(
-        default=64,
+        default=1_024,
         ge=1,
         description="chunks of a stream that may wait for its caller before its batch waits for it too",
     )
@@ -58,7 +58,7 @@ class BatchOptions:
     executor: ExecutorName | None = None
     default_executor: ExecutorName = "auto"
     inline_budget_s: float = 0.002
-    stream_chunks: int = 64
+    stream_chunks: int = 1_024
     stall_s: float = 10.0
     key: Callable[[Any], Hashable] | None = None
     cost: Callable[[Any], float] | None = None

@@ -120,9 +120,10 @@ class Pool(Gate[Work]):
     def stuck(self) -> str | None:
         """Say what occupies every slot for too long, and where; None while a slot is free or young."""
         now = clock()
-        if len(self._running) < self._slots or now - max(self._running.values()) < self._stuck_s:
+        since = {work: max(started, work.seat.moved_at) for work, started in self._running.items()}
+        if len(since) < self._slots or now - max(since.values()) < self._stuck_s:
             return None
-        work, started = min(self._running.items(), key=lambda entry: entry[1])
+        work, started = min(since.items(), key=lambda entry: entry[1])
         return f"{self.name} is stuck: {work.name} runs for {now - started:.0f} s{where(work.seat.thread)}"
 
     def _in_slots(self) -> str:

@@ -43,11 +43,11 @@ class StreamItem(Item):
 
     def put(self, chunk: Any) -> None:
         """Keep a chunk for the caller; an exception ends the stream."""
-        if self.over or self.left:
+        if self.over:
             return
         if isinstance(chunk, BaseException):
             self.over, self.error = True, None if isinstance(chunk, _ENDS) else chunk
-        else:
+        elif not self.left:
             self.chunks.append(chunk)
         super().settle(None, None)
         if self._arrived is not None and not self._arrived.done():
@@ -93,7 +93,7 @@ class StreamBatch(Batch):
     def job(self, values: list[Any]) -> Callable[[], Any]:
         """Return what is run: it passes each list of chunks on."""
         loop, batcher, options = asyncio.get_running_loop(), self._batcher, self._batcher.options
-        flow = self._flow = Flow(options.stream_chunks, options.stall_s)
+        flow = self._flow = Flow(options.stream_chunks, options.stall_s, self.seat.moved)
         for item in self._items:
             cast("StreamItem", item).flow = flow
 
@@ -150,6 +150,7 @@ class StreamBatch(Batch):
         items = cast("list[StreamItem]", self._items)
         for item, chunk in zip(items, chunks, strict=True):
             item.put(chunk)
+        self.seat.moved()
         if self._flow is not None:
             self._flow.delivered(items)
 

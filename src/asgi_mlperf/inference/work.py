@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from asgi_mlperf.inference.deadlines import current_deadline
+from asgi_mlperf.inference.deadlines import clock, current_deadline
 from asgi_mlperf.inference.waiting import Waiter, name_of
 
 if TYPE_CHECKING:
@@ -55,13 +55,18 @@ class Work(Protocol):
 class Seat:
     """What a job knows of its place, and tells: the pool, the deadline, and the thread once it runs."""
 
-    __slots__ = ("deadline", "pool", "thread")
+    __slots__ = ("deadline", "moved_at", "pool", "thread")
 
     def __init__(self, pool: str, deadline: float = math.inf) -> None:
         """Be nowhere yet."""
         self.pool = pool
         self.deadline = deadline
         self.thread: int | None = None
+        self.moved_at = 0.0
+
+    def moved(self) -> None:
+        """Note that a job of several steps made one, or that one of its callers took of it."""
+        self.moved_at = clock()
 
     def take(self) -> None:
         """Note, from inside the job, where it runs and until when it is of use."""

@@ -67,15 +67,17 @@ def measured_lag(process: Process, metrics: Metrics, told: Tracing) -> Iterator[
 
     ticks = itertools.count()
 
+    def note() -> None:
+        metrics.garbage.spent(process.pauses.total_seconds, now=process.clock())
+        metrics.garbage.stands(**asdict(process.pauses.state))
+        metrics.write_down()
+
     def on_tick() -> None:
         paused = list(process.pauses.drain())
         for pause in paused:
             metrics.garbage.paused(pause.generation, pause.where, pause.seconds, pause.freed)
-        if not paused and next(ticks) % _TICKS_PER_NOTE:
-            return  # to note what has hardly changed costs more than all else that an idle worker does
-        metrics.garbage.spent(process.pauses.total_seconds, now=process.clock())
-        metrics.garbage.stands(**asdict(process.pauses.state))
-        metrics.write_down()
+        if paused or not next(ticks) % _TICKS_PER_NOTE:
+            note()  # which costs more than all else that an idle worker does
 
     by_other = metrics.loop_lag.labels("other")
     lag = LoopLag(
@@ -86,8 +88,11 @@ def measured_lag(process: Process, metrics: Metrics, told: Tracing) -> Iterator[
         on_tick=on_tick,
     )
     told.loop_lag = lag
-    with lag.measuring():
-        yield
+    try:
+        with lag.measuring():
+            yield
+    finally:
+        note()  # what the last ticks left out
 
 
 def _own_port(process: Process, metrics: Metrics, first: int) -> AbstractContextManager[int | None]:
