@@ -284,6 +284,14 @@ def safetensors_header(text):
     return len(text).to_bytes(8, "little") + text
 
 
+def arrow_of_twins():
+    sink = pa.BufferOutputStream()
+    table = pa.table([pa.array([1.5]), pa.array([2.5])], names=["x", "x"])
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
 HOSTILE = {
     "safetensors of ten terabytes": (SAFETENSORS, (10**13).to_bytes(8, "little") + b"{}"),
     "tensor of ten terabytes": (
@@ -294,6 +302,12 @@ HOSTILE = {
         SAFETENSORS,
         safetensors_header(b'{"x":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}') + b"ab",
     ),
+    "offsets that are no integers": (
+        SAFETENSORS,
+        safetensors_header(b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4.0]}}') + bytes(4),
+    ),
+    "nothing but brackets": (JSON, b"[" * 3_000_000),
+    "columns of one name": (ARROW, arrow_of_twins()),
     "no tensors": (SAFETENSORS, safetensors_header(b"{}")),
     "two tensors": (SAFETENSORS, safetensors.save({"x": np.ones(1), "y": np.ones(1)})),
     "not safetensors": (SAFETENSORS, b"x" * 100),
@@ -419,10 +433,11 @@ def test_heavy_bodies_may_come_without_a_length(chunks):
         json_settings.reset(token)
 
 
-def test_bodies_longer_than_they_say_are_refused():
-    token = json_settings.set(JSONSettings(offload_bytes=1))
+def test_bodies_that_middleware_made_longer_than_they_say_are_read():
+    token = json_settings.set(JSONSettings(offload_bytes=1, body_limit_bytes=9))
     try:
-        assert refusal(ArrayBody("f4"), "[1,2,3]", **{"content-length": "3"})[:2] == (413, "too_large")
+        assert post(ArrayBody("f4"), "[1,2,3]", **{"content-length": "3"}).tolist() == [1, 2, 3]
+        assert refusal(ArrayBody("f4"), "[1,2,3,4,5]", **{"content-length": "3"})[:2] == (413, "too_large")
         assert post(ArrayBody("f4"), "[1,2,3]", **{"content-length": "9"}).tolist() == [1, 2, 3]
     finally:
         json_settings.reset(token)

@@ -252,3 +252,18 @@ def test_work_pauses_when_the_budget_is_spent(monkeypatch):
     assert len(slept) == 1
     pacing.LIGHT.breathe()
     assert len(slept) == 1
+
+
+def test_a_heavy_table_of_commas_that_end_nothing_is_refused_soon():
+    status, _ = read(COLUMNS, b'{"id":' + b"[," * 4_000_000, chunk=2**20)
+    assert status == 422
+
+
+def test_ignored_columns_may_be_as_deep_in_a_heavy_table_as_in_a_light_one():
+    deep = b"[" * 900 + b"]" * 900
+    data = b'{"deep":' + deep + b',"id":[' + b"1," * 100_000 + b'1],"city":["a"' + b',"a"' * 100_000
+    data += b'],"score":[0' + b",0" * 100_000 + b"]}"
+    heavy, light = read(COLUMNS, data, chunk=2**20), read(COLUMNS, data, is_heavy=False)
+    assert {name: column.tolist() for name, column in heavy.items()} == {
+        name: column.tolist() for name, column in light.items()
+    }

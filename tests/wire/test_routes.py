@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.dependencies.utils import get_parameterless_sub_dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.telemetry import get_telemetry_data
@@ -128,7 +129,8 @@ def test_a_handler_may_be_made_twice():
     router.get("/a")(lambda: np.ones(1))
     app = FastAPI()
     app.router.routes.extend(router.routes)
-    route = router.routes[0]
+    (route,) = router.routes
+    assert isinstance(route, ORJSONRoute)
     route.app = fastapi.routing.request_response(route.get_route_handler())
     answer = TestClient(app).get("/a")
     assert (answer.json(), answer.headers["x-dependency"]) == ([1], "1")
@@ -157,11 +159,15 @@ def test_an_orjson_response_class_writes_the_arrays_of_its_routes():
     class Own(ORJSONResponse):
         media_type = "application/own+json"
 
+        def __init__(self, content, status_code=202, **options):
+            super().__init__(content, status_code, **options)
+
     app = FastAPI(default_response_class=Own)
     app.router.route_class = ORJSONRoute
     app.get("/own")(lambda: np.ones(1))
     answer = TestClient(app).get("/own")
     assert (answer.json(), answer.headers["content-type"]) == ([1], "application/own+json")
+    assert answer.status_code == 202
 
 
 def test_endpoints_may_be_wrapped_in_functions_of_another_kind():
@@ -200,7 +206,11 @@ def test_what_only_fastapi_can_write_is_written_as_it_does():
     async def nobodys():
         return {"x": [object()]}
 
-    api = client(own=own, nobodys=nobodys)
+    async def many():
+        return [Own() for _ in range(200_000)]
+
+    api = client(own=own, nobodys=nobodys, many=many)
+    assert len(api.post("/many").json()) == 200_000
     assert api.post("/own").json() == [{"a": 1}, "123"]
     with pytest.raises(UnserializableError, match=r"\$\.x\[0\]"):
         api.post("/nobodys")
@@ -314,6 +324,18 @@ def test_dependencies_from_everywhere_are_asked(where):
     app = FastAPI(dependencies=guards["app"])
     app.include_router(router, dependencies=guards["include"])
     assert TestClient(app).post("/embed", json=[1, 2]).status_code == 401
+
+
+def test_a_dependency_that_is_put_in_later_is_asked_too():
+    def refuse():
+        raise HTTPException(401)
+
+    api = client(sum_up=sum_up)
+    assert api.post("/sum_up", json=[1]).status_code == 200
+    (route,) = (each for each in api.app.routes if isinstance(each, ORJSONRoute))
+    late = get_parameterless_sub_dependant(depends=Depends(refuse), path=route.path)
+    route.dependant.dependencies.insert(0, late)
+    assert api.post("/sum_up", json=[1]).status_code == 401
 
 
 async def sum_up(x: Array[np.float32, "n"]):  # noqa: F821 - a shape

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fastapi import Request, routing
 from fastapi.datastructures import DefaultPlaceholder
 from fastapi.encoders import jsonable_encoder
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from asgi_mlperf.exceptions import UnserializableError
@@ -76,7 +75,7 @@ def answering_handler(
     answer = _Answer(injected, response_class, route.status_code)
     declared = getattr(dependant.call, _DECLARED, dependant.call)
     dependant.call = _answering(declared, answer, is_coroutine=found["is_coroutine"])
-    setattr(dependant.call, _DECLARED, declared)
+    setattr(dependant.call, _DECLARED, declared)  # the handler of a route may be made again
     return handler if takes is None else _short_way(handler, found, takes)
 
 
@@ -134,24 +133,26 @@ class _Answer(NamedTuple):
     def __call__(self, result: object, injected: Response | None) -> Response:
         if isinstance(result, Response):
             return result
-        status = (injected and injected.status_code) or self.status_code or 200
-        empty = status in _NO_BODY
-        response = (
-            Response(None, status, media_type="application/json") if empty else self._written(result, status)
-        )
+        status = (injected and injected.status_code) or self.status_code
+        if status in _NO_BODY:
+            response = Response(None, status, media_type="application/json")
+        else:
+            response = self._written(result, {} if status is None else {"status_code": status})
         if injected is not None:
             response.raw_headers.extend(injected.raw_headers)
         return response
 
-    def _written(self, result: object, status: int) -> Response:
+    def _written(self, result: object, told: dict[str, Any]) -> Response:
         try:
-            return self.response_class(result, status)
+            response = self.response_class(result, **told)
         except UnserializableError as error:
             try:
                 simple = jsonable_encoder(result)
             except Exception:  # noqa: BLE001 - whatever an object's own methods raise
                 raise error from None
-            return self.response_class(simple, status)
+            return self.response_class(simple, **told)
+        response.simpler = partial(jsonable_encoder, result)
+        return response
 
 
 def _answering(endpoint: Callable[..., Any], answer: _Answer, *, is_coroutine: bool) -> Callable[..., Any]:
@@ -195,17 +196,18 @@ def _short_way(
 ) -> Callable[[Request], Coroutine[Any, Any, Response]]:
     """Answer as ``handler`` does, without FastAPI's general machinery."""
     overridable, dependant = found["dependency_overrides_provider"], found["dependant"]
-    endpoint, request_name, is_coroutine = dependant.call, dependant.request_param_name, found["is_coroutine"]
+    request_name, is_coroutine = dependant.request_param_name, found["is_coroutine"]
+    known = list(dependant.dependencies)
 
     async def answer(request: Request) -> Any:
         overrides = getattr(overridable, "dependency_overrides", None)
-        if overrides or get_telemetry_data() is not None:
+        if overrides or dependant.dependencies != known or get_telemetry_data() is not None:
             return await handler(request)
         values: dict[str, Any] = {name: await read(request) for name, read in takes.items()}
         if request_name is not None:
             values[request_name] = request
-        if is_coroutine:
-            return await endpoint(**values)
-        return await run_in_threadpool(endpoint, **values)
+        return await routing.run_endpoint_function(
+            dependant=dependant, values=values, is_coroutine=is_coroutine
+        )
 
     return answer

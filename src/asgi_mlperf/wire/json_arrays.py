@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from asgi_mlperf.wire.received import Received
     from asgi_mlperf.wire.shapes import Shape
 
-_OPENING = re.compile(rb"[ \t\r\n]*((?:\[[ \t\r\n]*)*)")
+_OPENING = re.compile(rb"[ \t\r\n]*((?:\[[ \t\r\n]*){0,33})")
 _GAP = re.compile(rb"[ \t\r\n]*(?:[\]},]|\Z)")
 _OTHER = re.compile(rb'["{]')
 _CLOSING = b"] \t\r\n"

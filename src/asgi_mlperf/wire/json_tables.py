@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from contextlib import suppress
@@ -100,7 +99,10 @@ class _Columns:
 
     def ends(self, text: bytes) -> Iterator[int]:
         end = len(text)
-        while (end := text.rfind(b",", 0, end)) >= 0:
+        for _ in range(_TRIES):  # each copies the text, and a hostile one is nothing but such commas
+            end = text.rfind(b",", 0, end)
+            if end < 0:
+                return
             if not text[:end].rstrip(_SPACE).endswith(_OPEN):
                 yield end
 
@@ -108,9 +110,11 @@ class _Columns:
         for name, values in columns.items():
             is_first = name != _GOES_ON
             yield Part(name if is_first else self._current, values, is_first=is_first)
-        last = _last_key(text, columns)
-        self._current = self._current if last == _GOES_ON else last
-        self.prefix = b'{"%s":[' % _GOES_ON.encode() if closer == b"]}" else b"{"
+        self.prefix = b"{"
+        if closer == b"]}":
+            last = _open_key(text, columns)
+            self._current = self._current if last == _GOES_ON else last
+            self.prefix = b'{"%s":[' % _GOES_ON.encode()
 
 
 def _in_pieces(body: Received, names: list[str]) -> Iterator[Part]:
@@ -120,10 +124,18 @@ def _in_pieces(body: Received, names: list[str]) -> Iterator[Part]:
     string, or deeper.
     """
     text, least, offset = b"", PIECE_BYTES, 0
+    waiting: list[bytes] = []
+    size = 0
     reader: _Records | _Columns | None = None
     for piece in body.pieces():
-        text += piece
-        if len(text) < least or text.isspace():
+        waiting.append(piece)
+        size += len(piece)
+        if size < least:
+            continue
+        text = b"".join(waiting)
+        waiting = [text]
+        if text.isspace():
+            least = 2 * size
             continue
         reader = reader or _reader(text, names)
         reader.check(text, offset)
@@ -134,6 +146,8 @@ def _in_pieces(body: Received, names: list[str]) -> Iterator[Part]:
         table, end, closer = found
         yield from reader.parts(table, reader.prefix + text[:end] + closer, closer)
         text, least, offset = text[end + 1 :], PIECE_BYTES, offset + end + 1
+        waiting, size = [text], len(text)
+    text = b"".join(waiting)
     reader = reader or _reader(text, names)
     reader.check(text, offset)
     whole = reader.prefix + text
@@ -160,13 +174,14 @@ def _first_complete(reader: _Records | _Columns, text: bytes) -> tuple[Any, int,
     return None
 
 
-def _last_key(text: bytes, columns: dict[str, Any]) -> str:
-    """The key that stands last in ``text``; in ``columns``, a key that comes twice has its first place."""
-    if len(columns) <= 1:
-        return next(iter(columns), "")
-    pairs = json.loads(text, object_pairs_hook=list, parse_int=str, parse_float=str)
-    last: str = pairs[-1][0]
-    return last
+def _open_key(text: bytes, columns: dict[str, Any]) -> str:
+    """The key of the list that ``]}`` closed at the end of ``text``; a key may come twice."""
+    if len(columns) == 1:
+        return next(iter(columns))
+    marked = orjson.loads(text[: -len(b"]}")] + b',"%s"]}' % _GOES_ON.encode())
+    ends = (name for name, values in marked.items() if type(values) is list and values[-1:] == [_GOES_ON])
+    name: str = next(ends)
+    return name
 
 
 def _member(record: Any, name: str, at: int) -> Any:

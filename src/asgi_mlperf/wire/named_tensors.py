@@ -76,6 +76,8 @@ def entries(data: Memory) -> Iterator[Entry]:
         told = orjson.loads(data[_LENGTH_BYTES:end])
         told.pop("__metadata__", None)
         for name, entry in sorted(told.items(), key=lambda item: item[1]["data_offsets"]):
+            if set(map(type, entry["data_offsets"])) != {int}:
+                raise ValueError(f"{name} at {entry['data_offsets']}")
             begin = end
             end += entry["data_offsets"][1] - entry["data_offsets"][0]
             if [begin, end] != [_LENGTH_BYTES + length + offset for offset in entry["data_offsets"]]:

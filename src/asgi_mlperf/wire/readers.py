@@ -189,7 +189,10 @@ def _validated(reader: Any) -> Any:
     batches = list(reader)
     for batch in batches:
         batch.validate(full=True)
-    return import_module("pyarrow").Table.from_batches(batches, reader.schema)
+    table = import_module("pyarrow").Table.from_batches(batches, reader.schema)
+    if len(set(table.column_names)) < len(table.column_names):
+        raise ValueError("columns of the same name")
+    return table
 
 
 def _column(pa: Any, name: str, column: Any, pace: Pace) -> NDArray[Any]:

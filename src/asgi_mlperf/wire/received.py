@@ -74,7 +74,7 @@ async def received(request: Request, headers: Mapping[bytes, bytes]) -> Received
     if len(told) > _LENGTH_DIGITS or (length := int(told) if told.isdigit() else 0) > limit:
         raise _too_large(limit)
     if length and length >= settings.offload_bytes:
-        return Received([await _in_memory(request, length)], is_heavy=True)
+        return Received(await _in_memory(request, length, limit), is_heavy=True)
     chunks = []
     size = 0
     async for chunk in request.stream():
@@ -85,15 +85,23 @@ async def received(request: Request, headers: Mapping[bytes, bytes]) -> Received
     return Received(chunks, is_heavy=size >= settings.offload_bytes)
 
 
-async def _in_memory(request: Request, length: int) -> memoryview:
-    """A heavy body, put together as it comes: 100 MB of chunks would take 5 ms to give back."""
-    memory, at = _memory(length), 0
+async def _in_memory(request: Request, length: int, limit: int) -> list[bytes | memoryview]:
+    """A heavy body, put together as it comes: 100 MB of chunks would take 5 ms to give back.
+
+    Middleware may have made it longer than the client said.
+    """
+    memory, at, size = _memory(length), 0, 0
+    more: list[bytes | memoryview] = []
     async for chunk in request.stream():
-        if at + len(chunk) > length:
-            raise _too_large(length)
-        memory[at : at + len(chunk)] = chunk
-        at += len(chunk)
-    return memory[:at]
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        if more or size > length:
+            more.append(chunk)
+        else:
+            memory[at:size] = chunk
+            at = size
+    return [memory[:at], *more]
 
 
 def _memory(size: int) -> memoryview:

@@ -9,6 +9,7 @@ from anyio import to_thread
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, StreamingResponse
 
+from asgi_mlperf.exceptions import UnserializableError
 from asgi_mlperf.wire.encoding import begin, pieces
 from asgi_mlperf.wire.pacing import Pace
 from asgi_mlperf.wire.sending import collect, send_pieces
@@ -16,7 +17,8 @@ from asgi_mlperf.wire.timing import clock, encoded
 from asgi_mlperf.wire.weight import weigh
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections import deque
+    from collections.abc import Callable, Iterator, Mapping
 
     from starlette.background import BackgroundTask
     from starlette.types import Receive, Scope, Send
@@ -78,6 +80,8 @@ class ORJSONResponse(JSONResponse):
     """
 
     _later: Iterator[bytes] | None
+    simpler: Callable[[], Any] | None = None
+    """Makes what to write instead of a heavy content that cannot be written."""
 
     def render(self, content: Any) -> bytes:
         """The body: UTF-8 JSON without spaces."""
@@ -104,10 +108,22 @@ class ORJSONResponse(JSONResponse):
             await super().__call__(scope, receive, send)
             return
         began = clock()
-        body = await to_thread.run_sync(collect, self._later, Pace())
+        body = await to_thread.run_sync(self._collect, self._later)
         encoded("json", began)
         self.headers["content-length"] = str(sum(map(len, body)))
         await send_pieces(self, body, scope, send)
+
+    def _collect(self, later: Iterator[bytes]) -> deque[bytes]:
+        try:
+            return collect(later, Pace())
+        except UnserializableError as error:
+            if self.simpler is None:
+                raise
+            try:
+                simple = self.simpler()
+            except Exception:  # noqa: BLE001 - whatever an object's own methods raise
+                raise error from None
+            return collect(pieces(simple, json_settings.get()), Pace())
 
 
 class ORJSONStreamingResponse(StreamingResponse):
