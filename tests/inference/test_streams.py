@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 from contextlib import aclosing
 from typing import Any
@@ -187,8 +186,16 @@ async def test_the_deadline_is_that_of_the_first_chunk():
         going_on.set()
 
 
-async def test_a_caller_whose_client_has_left_still_hears_of_its_deadline():
+async def test_a_caller_whose_client_has_left_still_hears_of_its_deadline(monkeypatch):
     plugin, going_on = plugin_with(), threading.Event()
+    made: list[StreamItem] = []
+    make = StreamItem.__init__
+
+    def recorded(item: StreamItem, *values: Any, **about: Any) -> None:
+        made.append(item)
+        make(item, *values, **about)
+
+    monkeypatch.setattr(StreamItem, "__init__", recorded)
 
     @plugin.batched
     def held(items):
@@ -199,8 +206,7 @@ async def test_a_caller_whose_client_has_left_still_hears_of_its_deadline():
         stream = held("item", timeout=0.2)
         waiting = asyncio.ensure_future(anext(stream))
         await anyio.lowlevel.checkpoint()
-        (item,) = (each for each in gc.get_objects() if isinstance(each, StreamItem) and each.value == "item")
-        item.left = True
+        made[0].left = True
         with pytest.raises(DeadlineExceeded):
             await waiting
         going_on.set()
