@@ -102,9 +102,8 @@ def read(parser, data, kind, headers=None, *, is_heavy=False):
     """What the parser makes of a body, or its refusal."""
     told = {name.encode(): value.encode("latin-1", "replace") for name, value in (headers or {}).items()}
     try:
-        return parser._read(
-            Received([bytes(data)], is_heavy=is_heavy), {b"content-type": kind.encode(), **told}
-        )
+        headers = {b"content-type": kind.encode(), **told}
+        return parser._read(Received([bytes(data)], is_heavy=is_heavy), media_type(headers), headers)
     except BodyRefused as refusal:
         return refusal
 

@@ -50,9 +50,13 @@ def pieces(monkeypatch):
 def read(parser, data, *, is_heavy=True, chunk=50, kind=formats.JSON):
     chunks = [data[at : at + chunk] for at in range(0, len(data), chunk)]
     try:
-        return parser._read(Received(chunks, is_heavy=is_heavy), {b"content-type": kind.encode()})
+        return parser._read(Received(chunks, is_heavy=is_heavy), kind, {})
     except BodyRefused as refusal:
         return refusal.status_code, refusal.errors
+
+
+def lists(table):
+    return {name: column.tolist() for name, column in table.items()}
 
 
 @pytest.mark.parametrize("chunk", [7, 50, 10**6])
@@ -165,9 +169,7 @@ def test_not_even_an_error_is_looked_for_in_much_at_once(pieces, end):
 def test_tables_are_read_in_pieces_as_they_are_in_one(pieces, content, indent, chunk):
     text = json.dumps(content, indent=indent, ensure_ascii=False).encode()
     table = read(COLUMNS, text, chunk=chunk)
-    assert {name: column.tolist() for name, column in table.items()} == {
-        name: TABLE[name] for name in ("id", "city", "score")
-    }
+    assert lists(table) == {name: TABLE[name] for name in ("id", "city", "score")}
     assert [column.dtype for column in table.values()] == ["i4", "O", "f4"]
     assert len(pieces) > 5
     assert max(pieces) < 12 * PIECE
@@ -219,9 +221,7 @@ def test_what_is_not_the_table_is_refused_in_pieces_as_it_is_in_one(pieces, monk
     if isinstance(whole, tuple):
         assert made[0] == 422
     else:
-        assert {name: column.tolist() for name, column in made.items()} == {
-            name: column.tolist() for name, column in whole.items()
-        }
+        assert lists(made) == lists(whole)
 
 
 @pytest.mark.parametrize("kind", [formats.NPY, formats.RAW, formats.SAFETENSORS])
@@ -264,6 +264,4 @@ def test_ignored_columns_may_be_as_deep_in_a_heavy_table_as_in_a_light_one():
     data = b'{"deep":' + deep + b',"id":[' + b"1," * 100_000 + b'1],"city":["a"' + b',"a"' * 100_000
     data += b'],"score":[0' + b",0" * 100_000 + b"]}"
     heavy, light = read(COLUMNS, data, chunk=2**20), read(COLUMNS, data, is_heavy=False)
-    assert {name: column.tolist() for name, column in heavy.items()} == {
-        name: column.tolist() for name, column in light.items()
-    }
+    assert lists(heavy) == lists(light)

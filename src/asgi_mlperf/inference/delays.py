@@ -67,17 +67,19 @@ class StandingDelay:
         """Take the ``share`` of its time that the oldest entry has waited, when a slot frees."""
         if now >= self._forgotten:
             self._calm = _CALM_INTERVALS
-            self._least = math.inf
-            self._freed = self._left = self._refused = 0
+            self._count_anew()
         if now >= self._ends:
             many = _MANY * self._freed
             endangered = _ENDANGERED_SHARE < self._least < math.inf
             self.persists = endangered or self._left > many
             self._calm = 0 if endangered or self._refused > many else self._calm + 1
             self.strict = self._calm < _CALM_INTERVALS
-            self._least = math.inf
-            self._freed = self._left = self._refused = 0
+            self._count_anew()
             interval_s = max(_SHORTEST_INTERVAL_S, 4 * service_s)
             self._ends, self._forgotten = now + interval_s, now + (1 + _CALM_INTERVALS) * interval_s
         self._least = min(self._least, share)
         self._freed += 1
+
+    def _count_anew(self) -> None:
+        self._least = math.inf
+        self._freed = self._left = self._refused = 0

@@ -55,11 +55,11 @@ class BatchOptions:
 
     max_size: int
     pool: str
+    stream_chunks: int
+    stall_s: float
     executor: ExecutorName | None = None
     default_executor: ExecutorName = "auto"
     inline_budget_s: float = 0.002
-    stream_chunks: int = 1_024
-    stall_s: float = 10.0
     key: Callable[[Any], Hashable] | None = None
     cost: Callable[[Any], float] | None = None
     max_cost: float | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -72,11 +73,8 @@ def _ready(array: np.generic | NDArray[Any]) -> bool:
 @cache
 def _known_scalars() -> frozenset[type]:
     """The types of scalars that orjson knows: of C's integers of the same width one."""
-    np = sys.modules["numpy"]
-    return frozenset(
-        np.dtype(code).type
-        for code in "? i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8".split()  # noqa: SIM905 - shorter
-    )
+    named = import_module("asgi_mlperf.wire.dtypes").NAMED  # only now, as it needs NumPy
+    return frozenset(dtype.type for dtype in named.values())
 
 
 def _numbers(array: NDArray[Any]) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from anyio import to_thread
@@ -15,12 +15,14 @@ from asgi_mlperf.wire.received import received
 from asgi_mlperf.wire.shapes import Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import DTypeLike, NDArray
     from starlette.requests import Request
 
     from asgi_mlperf.wire.received import Received
+
+Content = TypeVar("Content")
 
 _UNSUPPORTED = 415
 _KNOWN = {kind.encode(): kind for kind in formats.NAMES}
@@ -56,12 +58,7 @@ class ArrayBody:
             BodyRefused: 413 when the body is too large, 415 for other formats, 422 when it is not the array
                 that was declared; says where.
         """
-        headers = dict(request.scope["headers"])
-        body = await received(request, headers)
-        if body.is_heavy or formats.must_load(media_type(headers)):
-            array: NDArray[Any] = await to_thread.run_sync(self._read, body, headers)
-            return array
-        return self._read(body, headers)
+        return await read_body(request, self._read)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI request body, with every media type."""
@@ -69,8 +66,7 @@ class ArrayBody:
         content = {formats.JSON: {"schema": self.shape.schema({"type": names[self.dtype.kind]})}}
         return {"required": True, "content": content | binary_content(formats.NPY, formats.RAW)}
 
-    def _read(self, body: Received, headers: Mapping[bytes, bytes]) -> NDArray[Any]:
-        kind = media_type(headers)
+    def _read(self, body: Received, kind: str, headers: Mapping[bytes, bytes]) -> NDArray[Any]:
         if kind == formats.JSON:
             array = read_array(body, self.dtype, self.shape, finite=self.finite)
         elif kind == formats.RAW:
@@ -80,6 +76,22 @@ class ArrayBody:
         else:
             array = _only(read_named(body, kind, [formats.NPY, formats.RAW]))
         return checked(array, self.dtype, self.shape, finite=self.finite)
+
+
+async def read_body(
+    request: Request, read: Callable[[Received, str, Mapping[bytes, bytes]], Content]
+) -> Content:
+    """What ``read`` makes of the body of ``request``, its media type and headers; in a thread if it is heavy.
+
+    Raises:
+        BodyRefused: as :func:`received` and ``read`` do.
+    """
+    headers = dict(request.scope["headers"])
+    body = await received(request, headers)
+    kind = media_type(headers)
+    if body.is_heavy or formats.must_load(kind):
+        return await to_thread.run_sync(read, body, kind, headers)
+    return read(body, kind, headers)
 
 
 def _only(arrays: dict[str, NDArray[Any]]) -> NDArray[Any]:

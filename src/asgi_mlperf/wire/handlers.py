@@ -15,7 +15,7 @@ from fastapi.encoders import jsonable_encoder
 from starlette.responses import JSONResponse, Response
 
 from asgi_mlperf.exceptions import UnserializableError
-from asgi_mlperf.wire.responses import ORJSONResponse
+from asgi_mlperf.wire.responses import ORJSONResponse, simplified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -143,15 +143,12 @@ class _Answer(NamedTuple):
         return response
 
     def _written(self, result: object, told: dict[str, Any]) -> Response:
+        simpler = partial(jsonable_encoder, result)
         try:
             response = self.response_class(result, **told)
         except UnserializableError as error:
-            try:
-                simple = jsonable_encoder(result)
-            except Exception:  # noqa: BLE001 - whatever an object's own methods raise
-                raise error from None
-            return self.response_class(simple, **told)
-        response.simpler = partial(jsonable_encoder, result)
+            return self.response_class(simplified(simpler, error), **told)
+        response.simpler = simpler
         return response
 
 

@@ -123,9 +123,8 @@ def _in_pieces(body: Received, names: list[str]) -> Iterator[Part]:
     Text before a cut is read the same way whatever follows it; so no brackets complete what is cut within a
     string, or deeper.
     """
-    text, least, offset = b"", PIECE_BYTES, 0
     waiting: list[bytes] = []
-    size = 0
+    size, least, offset = 0, PIECE_BYTES, 0
     reader: _Records | _Columns | None = None
     for piece in body.pieces():
         waiting.append(piece)
@@ -141,7 +140,7 @@ def _in_pieces(body: Received, names: list[str]) -> Iterator[Part]:
         reader.check(text, offset)
         found = _first_complete(reader, text)
         if found is None:
-            least = 2 * len(text)
+            least = 2 * size
             continue
         table, end, closer = found
         yield from reader.parts(table, reader.prefix + text[:end] + closer, closer)

@@ -119,11 +119,16 @@ class ORJSONResponse(JSONResponse):
         except UnserializableError as error:
             if self.simpler is None:
                 raise
-            try:
-                simple = self.simpler()
-            except Exception:  # noqa: BLE001 - whatever an object's own methods raise
-                raise error from None
+            simple = simplified(self.simpler, error)
             return collect(pieces(simple, json_settings.get()), Pace())
+
+
+def simplified(simpler: Callable[[], Any], error: UnserializableError) -> Any:
+    """What ``simpler`` makes of content that led to ``error``, or that error if it cannot."""
+    try:
+        return simpler()
+    except Exception:  # noqa: BLE001 - whatever an object's own methods raise
+        raise error from None
 
 
 class ORJSONStreamingResponse(StreamingResponse):

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from anyio import to_thread
 
 from asgi_mlperf.exceptions import ConfigurationError
 from asgi_mlperf.wire import formats, json_tables
-from asgi_mlperf.wire.bodies import binary_content, media_type, read_named
+from asgi_mlperf.wire.bodies import binary_content, read_body, read_named
 from asgi_mlperf.wire.casting import checked, refused
 from asgi_mlperf.wire.leaves import Parts, to_array
-from asgi_mlperf.wire.received import received
 from asgi_mlperf.wire.shapes import Shape
 
 if TYPE_CHECKING:
@@ -21,11 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
     from starlette.requests import Request
 
-    from asgi_mlperf.wire.pacing import Pace
     from asgi_mlperf.wire.received import Received
 
 _ROWS = Shape("rows")
-_TEXTS = 4096
 _JSON_TYPES = {"f": "number", "i": "integer", "u": "integer", "b": "boolean", "O": "string"}
 
 
@@ -59,12 +55,7 @@ class TableBody:
             BodyRefused: 413 when the body is too large, 415 for other formats, 422 when it is not the table
                 that was declared; says where.
         """
-        headers = dict(request.scope["headers"])
-        body = await received(request, headers)
-        if body.is_heavy or formats.must_load(media_type(headers)):
-            table: dict[str, NDArray[Any]] = await to_thread.run_sync(self._read, body, headers)
-            return table
-        return self._read(body, headers)
+        return await read_body(request, self._read)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI request body, with every media type."""
@@ -75,13 +66,12 @@ class TableBody:
         schema = {"anyOf": [by_column, {"type": "array", "items": record}]}
         return {"required": True, "content": {formats.JSON: {"schema": schema}} | binary_content()}
 
-    def _read(self, body: Received, headers: Mapping[bytes, bytes]) -> dict[str, NDArray[Any]]:
-        kind = media_type(headers)
+    def _read(self, body: Received, kind: str, _headers: Mapping[bytes, bytes]) -> dict[str, NDArray[Any]]:
         if kind == formats.JSON:
             table = self._from_json(body)
         else:
             arrays = read_named(body, kind, [])
-            table = {name: self._checked(name, _member(arrays, name), body.pace) for name in self.columns}
+            table = {name: self._checked(name, _member(arrays, name)) for name in self.columns}
         lengths = {name: len(column) for name, column in table.items()}
         if len(set(lengths.values())) > 1:
             raise refused("length", f"Columns should have the same length, not {lengths}")
@@ -104,14 +94,10 @@ class TableBody:
             return _texts(name, values, start)
         return to_array(values, dtype, lambda at: (name, start + at), finite=self.finite)
 
-    def _checked(self, name: str, array: NDArray[Any], pace: Pace) -> NDArray[Any]:
+    def _checked(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
         if self.columns[name].kind != "O":
             return checked(array, self.columns[name], _ROWS, finite=self.finite, loc=(name,))
-        texts = Parts(self.columns[name])
-        for start in range(0, len(array), _TEXTS):
-            texts.add(_texts(name, array[start : start + _TEXTS].tolist(), start))
-            pace.breathe()
-        return texts.joined(pace)
+        return array if array.dtype.kind == "O" else _texts(name, array[:1].tolist(), 0)
 
 
 def _member(members: Mapping[str, Any], name: str) -> Any:
