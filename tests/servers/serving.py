@@ -115,9 +115,9 @@ class Server:
                 raise AssertionError(f"no {event!r} but {self.events}\n{self.output}") from None
         return found[:count]
 
-    def wait_for_output(self, text: str, count: int = 1) -> None:
+    def wait_for_output(self, text: str, count: int = 1, *, patience_s: float = PATIENCE_S) -> None:
         """Wait until the server has printed ``text`` so many times."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while self.output.count(text) < count:
             if time.monotonic() > deadline or self._ends_within(0.02):
                 raise AssertionError(f"no {text!r} in the output\n{self.output}")

@@ -7,6 +7,8 @@ import re
 import signal
 import time
 from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from tests.servers.serving import COMMANDS, PATIENCE_S, Server, serving
@@ -85,13 +87,21 @@ def test_a_killed_workers_counts_stay_until_the_server_is_started_anew(name, tmp
         assert requests_in(server.get("/metrics").body, "/pid") == 0
 
 
+def change(file: Path, old: str, new: str, *, seen_by: Server) -> None:
+    """Change a file until the reloader says so: from when on it looks, it does not report."""
+    file.write_text(file.read_text().replace(old, new))
+    for later_s in (1, 2, 3, 4, 5):
+        os.utime(file, ns=(time.time_ns(), time.time_ns() + later_s * 10**9))
+        with suppress(AssertionError):
+            return seen_by.wait_for_output("Reloading", patience_s=PATIENCE_S / 5)
+    raise AssertionError(f"no change of {file} was seen\n{seen_by.output}")
+
+
 def test_a_changed_file_reloads_the_app(tmp_path):
     with serving(COMMANDS["uvicorn --reload"], tmp_path) as server:
         (before,) = server.wait_for("startup")
         assert server.get("/double?number=21").body == "42"
-        app = tmp_path / "served.py"
-        app.write_text(app.read_text().replace("number * 2", "number * 20"))
-        os.utime(app, ns=(time.time_ns(), time.time_ns() + 10**9))
+        change(tmp_path / "served.py", "number * 2", "number * 20", seen_by=server)
         after = server.wait_for("startup", 2)[1]
         assert server.wait_for("shutdown")[0]["pid"] == before["pid"] != after["pid"]
         assert server.get("/double?number=21").body == "420"
