@@ -24,7 +24,7 @@ from fastapi import FastAPI, Request, Response
 from safetensors.numpy import save
 from wire_blocks import blocks, incoming, outgoing
 
-from asgi_mlperf.wire import TensorResponse
+from asgi_mlperf.wire import TensorResponse, json_numbers
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.routes import Array, ORJSONRoute
 
@@ -149,6 +149,19 @@ def returning(value: object) -> Callable[[], Awaitable[object]]:
     return endpoint
 
 
+def without_simdjson(request: Call) -> Call:
+    """The same as where it is not installed."""
+
+    async def run() -> None:
+        parser, json_numbers._parser = json_numbers._parser, lambda: None  # type: ignore[assignment] # noqa: SLF001
+        try:
+            await request()
+        finally:
+            json_numbers._parser = parser  # noqa: SLF001
+
+    return run
+
+
 def requests() -> dict[str, dict[str, Call]]:
     app, ours = FastAPI(), FastAPI()
     ours.router.route_class = ORJSONRoute
@@ -193,6 +206,9 @@ def requests() -> dict[str, dict[str, Call]]:
             "by hand, `np.frombuffer(body)`": call(app, "/frombuffer", kind="application/octet-stream"),
             "by hand, ORJSONRoute": call(ours, "/frombuffer", kind="application/octet-stream"),
             **{f"Array, ORJSONRoute, {k}": call(ours, "/array", kind=f"application/{k}") for k in kinds},
+            "Array, ORJSONRoute, json, without simdjson": without_simdjson(
+                call(ours, "/array", kind="application/json")
+            ),
             **{f"Array, {kind}": call(app, "/array", kind=f"application/{kind}") for kind in kinds},
             **{f"ArrayBody(request), {k}": call(app, "/direct", kind=f"application/{k}") for k in kinds[:3]},
         }
@@ -246,7 +262,8 @@ def main() -> None:
         results[title] = asyncio.run(blocks(contenders, options.blocks))
         print(table(title, "milliseconds", results[title]), end="\n\n")
     versions = {
-        name: version(name) for name in ("fastapi", "starlette", "orjson", "numpy", "torch", "pydantic")
+        name: version(name)
+        for name in ("fastapi", "starlette", "orjson", "pysimdjson", "numpy", "torch", "pydantic")
     }
     print(", ".join(f"{package} {number}" for package, number in versions.items()))
     if options.json:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from asgi_mlperf.exceptions import ConfigurationError
-from asgi_mlperf.wire import JSONSettings, TensorResponse, json_settings
+from asgi_mlperf.wire import JSONSettings, TensorResponse, json_numbers, json_settings
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.nested import Nested
 from asgi_mlperf.wire.shapes import Shape
@@ -43,6 +43,15 @@ def post(parser, data, kind=JSON, **headers):
         return made[0]
     assert response.headers["content-type"] == JSON
     return response.status_code, response.json()["detail"]
+
+
+@pytest.fixture(params=["simdjson", "orjson"])
+def either_reader(request, monkeypatch):
+    if request.param == "orjson":
+        monkeypatch.setattr(json_numbers, "_parser", lambda: None)
+
+
+with_either_reader = pytest.mark.usefixtures("either_reader")
 
 
 def refusal(parser, data, kind=JSON, **headers):
@@ -146,12 +155,14 @@ def test_what_is_written_here_is_read_here(kind, shape):
     assert np.array_equal(post(ArrayBody("f4"), written.content, kind, **headers), array)
 
 
+@with_either_reader
 @pytest.mark.parametrize("kind", [JSON, NPY, RAW, SAFETENSORS])
 def test_empty_arrays_are_read(kind):
     data, headers = SEND[kind](np.zeros((0, 256), "f4"))
     assert post(ArrayBody("f4", "n 256"), data, kind, **headers).shape == (0, 256)
 
 
+@with_either_reader
 def test_a_single_number_is_read_as_an_array_without_axes():
     assert post(ArrayBody("f4", ""), "1.5").shape == ()
 
@@ -167,6 +178,7 @@ def test_raw_bytes_take_dtype_and_shape_from_the_declaration():
     assert refusal(ArrayBody("f4", "n 3"), data[:-3], RAW) == (422, "header", ["body"])
 
 
+@with_either_reader
 def test_numbers_change_their_width_only_when_they_fit():
     assert post(ArrayBody("f4"), npy(np.array([0.1])), NPY).tolist() == [np.float32(0.1)]
     assert post(ArrayBody("u1"), npy(np.array([255])), NPY).tolist() == [255]
@@ -191,6 +203,7 @@ def test_numbers_change_their_width_only_when_they_fit():
         assert refusal(ArrayBody(dtype), npy(array), NPY) == (422, "dtype", ["body"])
 
 
+@with_either_reader
 @pytest.mark.parametrize(
     ("dtype", "shape", "data", "kind", "loc"),
     [
@@ -238,6 +251,24 @@ def test_arrow_nulls_are_refused_as_such():
     assert refusal(ArrayBody("f4", finite=False), data, kind) == (422, "null", ["body", "x"])
 
 
+@pytest.mark.parametrize("dtype", ["i1", "i8", "u2", "u8", "f2", "f4", "f8"])
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (6, 1), (1, 6), (1, 2, 3), (3, 1, 2, 1)])
+def test_simdjson_reads_whatever_numbers_fill_an_array(dtype, shape):
+    numbers = np.array([0, 1, 127, 3, 2, 100], dtype).reshape(shape)
+    read = json_numbers.read_numbers(json.dumps(numbers.tolist()).encode(), numbers.dtype)
+    assert np.array_equal(read, numbers)
+
+
+@pytest.mark.parametrize("text", [
+    "", "1", "[]", "[[],[]]", "[1,[2]]", "[[1],2]", "[[1],[2,3]]", "[[1,[2]],[3,4]]", "[[[1]],[2]]",
+    "[[1],[[2]]]", '["a"]', '[["["]]', "[{}]", '[{"a":1}]', "[null]", "[true]", "[1]]", "[1] [2]", "[1e999]",
+    "\ufeff[1]", "[18446744073709551616]", "[" * 2000 + "]" * 2000,
+])  # fmt: skip
+def test_simdjson_leaves_everything_else_to_orjson(text):
+    assert json_numbers.read_numbers(text.encode(), np.dtype("f8")) is None
+
+
+@with_either_reader
 def test_null_is_nan_where_nan_may_be():
     assert np.isnan(post(ArrayBody("f4", finite=False), "[1,null]")[1])
 

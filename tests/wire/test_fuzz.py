@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asgi_mlperf.exceptions import BodyRefused
-from asgi_mlperf.wire import formats, json_arrays, json_tables, pacing, received
+from asgi_mlperf.wire import formats, json_arrays, json_numbers, json_tables, pacing, received
 from asgi_mlperf.wire.bodies import ArrayBody, media_type
 from asgi_mlperf.wire.negotiation import negotiate
 from asgi_mlperf.wire.received import Received
@@ -182,6 +182,25 @@ def test_json_tables_read_in_pieces_are_read_as_in_one(data):
 
 
 NUMBERS = st.integers(-(2**65), 2**65) | st.floats(allow_nan=False, allow_infinity=False)
+LISTS = st.recursive(NUMBERS, lambda children: st.lists(children, min_size=1, max_size=3), max_leaves=12)
+
+
+@fuzz
+@given(
+    mutated(SEEDS[formats.JSON]) | (LISTS | JSON).map(lambda value: bytearray(json.dumps(value), "ascii")),
+    DTYPES,
+)
+def test_json_is_read_with_simdjson_as_without(data, dtype):
+    parser = ArrayBody(dtype)
+    with_it = read(parser, data, formats.JSON)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_numbers, "_parser", lambda: None)
+        without = read(parser, data, formats.JSON)
+    if isinstance(without, BodyRefused):
+        assert with_it.errors == without.errors
+    else:
+        assert np.array_equal(with_it, without)
+        assert with_it.dtype == without.dtype
 
 
 def read_in_pieces(parser, data, piece_bytes=2):

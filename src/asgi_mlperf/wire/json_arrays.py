@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from asgi_mlperf.wire.casting import refused
+from asgi_mlperf.wire.json_numbers import read_numbers
 from asgi_mlperf.wire.nested import Nested
 from asgi_mlperf.wire.received import PIECE_BYTES
 
@@ -49,6 +50,8 @@ def read_array(body: Received, dtype: np.dtype[Any], shape: Shape, *, finite: bo
     if body.is_heavy:
         return _in_pieces(body, dtype, shape, finite=finite)
     text = body.text()
+    if (numbers := read_numbers(text, dtype)) is not None:
+        return numbers
     value = loads(text)
     nested = Nested(_depth(value), dtype, shape, finite=finite)
     nested.add(value, is_plain=_is_plain(text))
