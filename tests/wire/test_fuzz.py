@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asgi_mlperf.exceptions import BodyRefused
-from asgi_mlperf.wire import formats, json_arrays, json_numbers, json_tables, pacing, received
+from asgi_mlperf.wire import formats, json_arrays, json_numbers, json_tables, received
 from asgi_mlperf.wire.bodies import ArrayBody, media_type
 from asgi_mlperf.wire.negotiation import negotiate
 from asgi_mlperf.wire.received import Received
@@ -207,7 +207,6 @@ def read_in_pieces(parser, data, piece_bytes=2):
     with pytest.MonkeyPatch.context() as patch:
         for module in (received, json_arrays, json_tables):
             patch.setattr(module, "PIECE_BYTES", piece_bytes)
-        patch.setattr(pacing, "_BREATH_S", 0)
         return read(parser, data, formats.JSON, is_heavy=True)
 
 

@@ -1,5 +1,6 @@
 """Heavy bodies are read piece by piece: the same arrays, the same complaints, never much in one call."""
 
+import asyncio
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +44,6 @@ def pieces(monkeypatch):
         monkeypatch.setattr(module, "orjson", spy)
     for module in (received, json_arrays, json_tables):
         monkeypatch.setattr(module, "PIECE_BYTES", PIECE)
-    monkeypatch.setattr(pacing, "_BREATH_S", 0)
     return lengths
 
 
@@ -241,17 +241,51 @@ def test_heavy_binary_bodies_are_put_together_piece_by_piece(pieces, monkeypatch
     assert max(parts) <= PIECE
 
 
-def test_work_pauses_when_the_budget_is_spent(monkeypatch):
-    now, slept = [0.0], []
-    monkeypatch.setattr(pacing, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=slept.append))
-    pace = pacing.Pace()
-    pace.breathe()
+@pytest.fixture
+def now(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(pacing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    return now
+
+
+async def test_work_waits_for_a_turn_of_the_event_loop_when_the_budget_is_spent(now):
+    loop, pace, events = asyncio.get_running_loop(), pacing.Pace(), []
+
+    def work():
+        for _ in range(3):
+            now[0] += pacing.BUDGET_S
+            loop.call_soon_threadsafe(events.append, "loop")
+            pace.breathe()
+            events.append("work")
+
+    await asyncio.to_thread(work)
+    assert events == ["loop", "work"] * 3
+
+
+async def test_work_within_its_budget_and_light_work_wait_for_nobody(now):
+    pacing.Pace().breathe()
     now[0] += pacing.BUDGET_S
-    pace.breathe()
-    pace.breathe()
-    assert len(slept) == 1
     pacing.LIGHT.breathe()
-    assert len(slept) == 1
+    pacing.Pace().breathe()
+
+
+async def test_work_does_not_wait_for_ever_for_a_loop_that_hangs(now, monkeypatch):
+    monkeypatch.setattr(pacing, "_LONGEST_WAIT_S", 0.001)
+    pace = pacing.Pace()
+    now[0] += pacing.BUDGET_S
+    pace.breathe()  # on the event loop, which therefore cannot turn
+
+
+def test_work_goes_on_without_an_event_loop(now):
+    without = pacing.Pace()
+
+    async def made():
+        return pacing.Pace()
+
+    closed = asyncio.run(made())
+    now[0] += pacing.BUDGET_S
+    for pace in (without, closed):
+        pace.breathe()
 
 
 def test_a_heavy_table_of_commas_that_end_nothing_is_refused_soon():

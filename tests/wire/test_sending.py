@@ -17,6 +17,7 @@ from asgi_mlperf.wire import (
     json_settings,
     tensors,
 )
+from asgi_mlperf.wire.pacing import Pace
 from asgi_mlperf.wire.weight import weigh
 
 ARRAY = np.random.default_rng(0).random((40, 40), dtype="f4")
@@ -108,7 +109,7 @@ def test_light_bodies_are_made_at_once_and_heavy_ones_when_they_are_sent():
 
 def test_heavy_bodies_are_made_in_another_thread(monkeypatch):
     makers = []
-    monkeypatch.setattr("asgi_mlperf.wire.pacing.time.sleep", lambda _s: makers.append(threading.get_ident()))
+    monkeypatch.setattr(Pace, "breathe", lambda _pace: makers.append(threading.get_ident()))
     send(ORJSONResponse(np.zeros(10**6)))
     assert makers
     assert threading.get_ident() not in makers

@@ -14,7 +14,9 @@ from starlette.testclient import TestClient
 
 from asgi_mlperf.exceptions import UnserializableError
 from asgi_mlperf.wire import TensorResponse
+from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.negotiation import negotiate
+from asgi_mlperf.wire.received import Received
 
 pa = pytest.importorskip("pyarrow")
 safetensors = pytest.importorskip("safetensors.numpy")
@@ -87,6 +89,15 @@ def test_scalars_and_empty_arrays_keep_their_shape(media_type, shape):
     assert (read.shape, read.dtype) == (shape, "f4")
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0), (0, 3, 4), (2, 0, 4)])
+def test_empty_arrays_travel_in_arrow(shape):
+    body = get(np.zeros(shape, "f4"), ARROW).content
+    pa.ipc.open_stream(body).read_all().validate(full=True)
+    read = ArrayBody("f4")._read(Received([body]), ARROW, {})
+    assert read.shape == shape
+    assert read.dtype == np.float32
+
+
 @pytest.mark.parametrize("media_type", READ)
 def test_tensors_of_every_kind_arrive_too(media_type):
     tensor = torch.nn.Parameter(torch.tensor([[0.5, 1.5]], dtype=torch.bfloat16)).T
@@ -121,6 +132,9 @@ def test_what_only_json_can_say_is_offered_as_json_only():
         (np.ma.masked_array([1], [True]), NPY, r"^\$: int64 has no binary form"),
         ({"a": np.zeros(1, "i4,i4")}, SAFETENSORS, r"^\$\.a: .* has no binary form"),
         ({"a": np.ones(1), "b": np.ones(2)}, ARROW, r"^\$: columns of different lengths \[1, 2\]"),
+        ({1: np.ones(1)}, SAFETENSORS, r"^\$: 1 cannot name an array in safetensors"),
+        ({1: np.ones(1)}, ARROW, r"^\$: 1 cannot name an array in arrow"),
+        ({"__metadata__": np.ones(1)}, SAFETENSORS, r"^\$: '__metadata__' cannot name an array"),
         (torch.eye(2).to_sparse(), NPY, r"^\$: sparse_coo tensor: call .to_dense"),
     ],
     ids=str,

@@ -29,6 +29,12 @@ _SECONDS = {"W": 604_800, "D": 86_400, "h": 3_600, "m": 60, "s": 1}
 _FRACTIONS = {"ms": 10**3, "us": 10**6, "ns": 10**9, "ps": 10**12, "fs": 10**15, "as": 10**18}
 
 
+def is_masked(value: object) -> bool:
+    """Whether ``value`` is a masked array. NumPy imports those only when they are used first."""
+    ma = sys.modules.get("numpy.ma")
+    return ma is not None and isinstance(value, getattr(ma, "MaskedArray", ()))
+
+
 def is_numbers(value: object) -> bool:
     """Whether ``value`` is a NumPy array or scalar that :func:`dumps` writes right as it is."""
     np = sys.modules.get("numpy")
@@ -46,13 +52,12 @@ def plain(array: NDArray[Any]) -> object:
     Raises:
         UnserializableError: complex numbers, or a dtype that NumPy has no plain values for.
     """
-    np = sys.modules["numpy"]
-    if isinstance(array, np.ma.MaskedArray):
-        return None if array is np.ma.masked else _one_by_one(array)
+    if is_masked(array):
+        return None if array is sys.modules["numpy.ma"].masked else _one_by_one(array)
     convert = _BY_KIND.get(array.dtype.kind)
     if convert is None:
         raise UnserializableError(f"{array.dtype} array: NumPy has no plain values for it, convert it first")
-    return convert(np.asarray(array))
+    return convert(sys.modules["numpy"].asarray(array))
 
 
 def _ready(array: np.generic | NDArray[Any]) -> bool:

@@ -6,6 +6,7 @@ The copy is on purpose: a view would let the next inference change a body that i
 from __future__ import annotations
 
 import io
+import math
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.exceptions import UnserializableError
 from asgi_mlperf.wire import named_tensors, tensors
+from asgi_mlperf.wire.arrays import is_masked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,6 +71,11 @@ def encode(content: Any, media_type: str, name: str) -> tuple[Iterator[bytes], d
         array = _plain(content, "$")
         return (_npy(array), {}) if media_type == NPY else (_slices(array), _raw_headers(array))
     arrays = content if isinstance(content, Mapping) else {name: content}
+    for each in arrays:
+        if not isinstance(each, str) or each == named_tensors.METADATA:
+            raise UnserializableError(
+                f"$: {each!r} cannot name an array in {NAMES[media_type]}: use another name"
+            )
     return (_safetensors(arrays) if media_type == SAFETENSORS else _arrow(arrays)), {}
 
 
@@ -78,7 +85,7 @@ def _plain(value: object, path: str) -> NDArray[Any]:
         array = tensors.to_numpy(value)
     except UnserializableError as error:
         raise UnserializableError(f"{path}: {error}") from error
-    if array.dtype.kind not in _PLAIN_KINDS or isinstance(array, sys.modules["numpy"].ma.MaskedArray):
+    if array.dtype.kind not in _PLAIN_KINDS or is_masked(array):
         raise UnserializableError(f"{path}: {array.dtype} has no binary form here: ask for JSON")
     plain: NDArray[Any] = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
     return plain
@@ -127,10 +134,21 @@ def _arrow(arrays: Mapping[str, Any]) -> Iterator[bytes]:
 
 def _column(pa: Any, value: object, path: str) -> Any:
     array = tensors.to_numpy(value) if _is_text(value) else _plain(value, path)
-    if array.ndim > 1 and array.size:
+    if array.ndim > 1 and not array.size:
+        return _empty(pa, array)
+    if array.ndim > 1:
         # Arrow compares strides, and NumPy leaves odd ones on axes of size one.
         return pa.FixedShapeTensorArray.from_numpy_ndarray(array.ravel().reshape(array.shape))
     return pa.array(array if array.ndim else array.reshape(1))
+
+
+def _empty(pa: Any, array: NDArray[Any]) -> Any:
+    """What Arrow's own way from NumPy has no answer for: lists of nothing, or no lists."""
+    kind, sizes = pa.from_numpy_dtype(array.dtype), array.shape[1:]
+    lists = pa.Array.from_buffers(
+        pa.list_(kind, math.prod(sizes)), len(array), [None], children=[pa.array([], kind)]
+    )
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(kind, sizes), lists)
 
 
 def _is_text(value: object) -> bool:

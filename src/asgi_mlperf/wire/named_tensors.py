@@ -32,6 +32,8 @@ _DTYPES = {
     "C64": "complex64",
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+METADATA = "__metadata__"
+"""What a header calls texts about the file; no tensor can have that name."""
 _LENGTH_BYTES = 8
 _MOST_HEADER_BYTES = 1_000_000
 
@@ -74,7 +76,7 @@ def entries(data: Memory) -> Iterator[Entry]:
         raise ValueError(f"a header of {length} bytes")
     try:
         told = orjson.loads(data[_LENGTH_BYTES:end])
-        told.pop("__metadata__", None)
+        told.pop(METADATA, None)
         for name, entry in sorted(told.items(), key=lambda item: item[1]["data_offsets"]):
             if set(map(type, entry["data_offsets"])) != {int}:
                 raise ValueError(f"{name} at {entry['data_offsets']}")

@@ -17,11 +17,12 @@ from asgi_mlperf.wire.timing import clock, encoded
 from asgi_mlperf.wire.weight import weigh
 
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import Callable, Iterator, Mapping
 
     from starlette.background import BackgroundTask
     from starlette.types import Receive, Scope, Send
+
+    from asgi_mlperf.wire.sending import Body
 
 
 class JSONSettings(BaseModel):
@@ -108,19 +109,19 @@ class ORJSONResponse(JSONResponse):
             await super().__call__(scope, receive, send)
             return
         began = clock()
-        body = await to_thread.run_sync(self._collect, self._later)
+        body = await to_thread.run_sync(self._collect, self._later, Pace())
         encoded("json", began)
         self.headers["content-length"] = str(sum(map(len, body)))
         await send_pieces(self, body, scope, send)
 
-    def _collect(self, later: Iterator[bytes]) -> deque[bytes]:
+    def _collect(self, later: Iterator[bytes], pace: Pace) -> Body:
         try:
-            return collect(later, Pace())
+            return collect(later, pace)
         except UnserializableError as error:
             if self.simpler is None:
                 raise
             simple = simplified(self.simpler, error)
-            return collect(pieces(simple, json_settings.get()), Pace())
+            return collect(pieces(simple, json_settings.get()), pace)
 
 
 def simplified(simpler: Callable[[], Any], error: UnserializableError) -> Any:

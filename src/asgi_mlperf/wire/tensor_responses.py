@@ -17,11 +17,12 @@ from asgi_mlperf.wire.timing import clock, encoded
 from asgi_mlperf.wire.weight import weigh
 
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import Mapping
 
     from starlette.background import BackgroundTask
     from starlette.types import Receive, Scope, Send
+
+    from asgi_mlperf.wire.sending import Body
 
 
 class TensorResponse(Response):
@@ -78,7 +79,7 @@ class TensorResponse(Response):
         else:
             await send_pieces(self, await self._encoded(media_type), scope, send)
 
-    async def _encoded(self, media_type: str) -> deque[bytes]:
+    async def _encoded(self, media_type: str) -> Body:
         began = clock()
         if weigh(self._content) >= self._settings.offload_bytes or formats.must_load(media_type):
             body, headers = await to_thread.run_sync(self._encode, media_type, Pace())
@@ -90,6 +91,6 @@ class TensorResponse(Response):
         self.headers["content-length"] = str(sum(map(len, body)))
         return body
 
-    def _encode(self, media_type: str, pace: Pace) -> tuple[deque[bytes], dict[str, str]]:
+    def _encode(self, media_type: str, pace: Pace) -> tuple[Body, dict[str, str]]:
         pieces, headers = formats.encode(self._content, media_type, self._name)
         return collect(pieces, pace), headers

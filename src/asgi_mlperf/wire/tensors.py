@@ -33,7 +33,7 @@ def count(array: Any) -> int:
 def is_splittable(value: Any) -> bool:
     """Whether ``value`` is an array or tensor of more than :data:`PIECE` values that can be cut into rows."""
     np = sys.modules.get("numpy")
-    if np is not None and type(value) in {np.ndarray, np.ma.MaskedArray}:
+    if np is not None and (type(value) is np.ndarray or arrays.is_masked(value)):
         return bool(value.ndim and value.size > PIECE)
     return (
         _from("torch", "Tensor", value) and _is_readable(value) and bool(value.ndim) and value.numel() > PIECE
