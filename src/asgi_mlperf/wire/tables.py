@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asgi_mlperf.exceptions import ConfigurationError
+from asgi_mlperf.exceptions import BodyRefused, ConfigurationError
 from asgi_mlperf.wire import formats, json_tables
 from asgi_mlperf.wire.bodies import binary_content, read_body, read_named
 from asgi_mlperf.wire.casting import checked, refused
@@ -79,11 +79,20 @@ class TableBody:
 
     def _from_json(self, body: Received) -> dict[str, NDArray[Any]]:
         columns: dict[str, Parts] = {}
+        refusals: dict[str, BodyRefused] = {}
         for name, values, is_first in json_tables.parts(body, list(self.columns)):
-            if name in self.columns:
-                if is_first:
-                    columns[name] = Parts(self.columns[name])
-                columns[name].add(self._from_list(name, values, columns[name].size))
+            if name not in self.columns:
+                continue
+            if is_first:  # of a key that comes twice the last counts, as in any JSON
+                columns[name] = Parts(self.columns[name])
+                refusals.pop(name, None)
+            try:
+                if name not in refusals:
+                    columns[name].add(self._from_list(name, values, columns[name].size))
+            except BodyRefused as refusal:
+                refusals[name] = refusal
+        for refused_column in refusals.values():
+            raise refused_column
         return {name: _member(columns, name).joined(body.pace) for name in self.columns}
 
     def _from_list(self, name: str, values: Any, start: int) -> NDArray[Any]:
