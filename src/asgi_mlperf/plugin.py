@@ -235,7 +235,8 @@ class Plugin:
         ``executor`` is where batches run: ``"thread"``, the inference threads of ``pool``, else the default
         ones, several batches at once; ``"inline"``, on the event loop, for functions of well under a
         millisecond; ``"auto"`` (default ``ASGI_MLPERF_BATCHING__EXECUTOR``), inline while batches take less
-        than ``ASGI_MLPERF_BATCHING__INLINE_BUDGET_MS``, as measured on threads first. A function that calls
+        than ``ASGI_MLPERF_BATCHING__INLINE_BUDGET_MS``, as measured on threads first, and are not full, or
+        the worker has no CPU besides the event loop's. A function that calls
         back to the event loop (``anyio.from_thread``) needs ``"thread"``. Coroutine functions run on the
         loop as tasks.
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import weakref
 
 import anyio
 import numpy as np
@@ -12,6 +13,7 @@ from tests.support import call
 
 from asgi_mlperf import BatchError, DeadlineExceeded, NotRunning, Overloaded, Plugin, Settings
 from asgi_mlperf.inference import deadlines
+from asgi_mlperf.inference.placement import FixedPlacement
 
 
 class Model:
@@ -74,6 +76,19 @@ async def test_an_idle_model_takes_a_single_item_at_once():
     async with plugin.lifespan(Starlette()):
         assert await model.predict(3) == 6
     assert model.batches == [[3]]
+
+
+async def test_an_item_is_let_go_of_once_its_caller_has_the_result():
+    plugin = one_thread()
+    predict = plugin.batched(lambda arrays: [array.sum() for array in arrays])
+    async with plugin.lifespan(Starlette()):
+        for call in (predict, lambda array: plugin.run(np.sum, array)):
+            array = np.ones(1_000)
+            kept = weakref.ref(array)
+            assert await call(array) == 1_000
+            del array
+            await anyio.wait_all_tasks_blocked()
+            assert kept() is None
 
 
 async def test_items_that_arrive_together_share_a_batch():
@@ -313,13 +328,81 @@ async def test_items_that_never_stop_arriving_do_not_hold_up_the_first(monkeypat
     assert 1 < len(model.batches[0]) < 10
 
 
+class OneAtATime(FixedPlacement):
+    """Lets one batch run at a time, on a thread."""
+
+    most_on_threads = 1
+
+
+async def held(model: Model) -> tuple[asyncio.Task[int], asyncio.Task[int]]:
+    """Return the call of a batch that runs, and that of one that could have a slot and waits for its end."""
+    await model.predict(-1)
+    (batcher,) = model.predict._batchers.values()
+    batcher.placement = OneAtATime(inline=False)
+    first, second = await model.busy(), asyncio.create_task(model.predict(1))
+    with anyio.fail_after(30):
+        while not batcher._held:
+            await anyio.lowlevel.checkpoint()
+    return first, second
+
+
+async def test_a_batch_waits_for_another_where_no_more_may_run_at_once():
+    plugin = Plugin(Settings(pool={"threads": 2}))
+    model = Model(plugin)
+    async with plugin.lifespan(Starlette()):
+        first, second = await held(model)
+        more = asyncio.create_task(model.predict(2))
+        await anyio.lowlevel.checkpoint()
+        assert len(model.batches) == 2
+        model.open.set()
+        assert await asyncio.gather(*[first, second, more]) == [-2, 2, 4]
+    assert model.batches[1:] == [[-1], [1, 2]]
+
+
+async def test_a_batch_that_waits_for_another_is_refused_at_shutdown():
+    plugin = Plugin(Settings(pool={"threads": 2}, health={"drain_ms": 0}))
+    model = Model(plugin)
+    async with plugin.lifespan(Starlette()):
+        first, second = await held(model)
+    with pytest.raises(Overloaded, match="shutting down"):
+        await second
+    with pytest.raises(Overloaded, match="shutting down"):
+        await first
+    model.open.set()
+
+
+async def test_a_batch_that_waits_for_another_is_drained():
+    plugin = Plugin(Settings(pool={"threads": 2}))
+    model = Model(plugin)
+    async with plugin.lifespan(Starlette()):
+        first, second = await held(model)
+        model.open.set()
+    assert await asyncio.gather(*[first, second]) == [-2, 2]
+
+
+async def test_a_crash_fails_a_batch_that_waits_for_another_and_the_next_runs():
+    plugin = Plugin(Settings(pool={"threads": 2}))
+    model = Model(plugin)
+    async with plugin.lifespan(Starlette()):
+        first, second = await held(model)
+        (batcher,) = model.predict._batchers.values()
+        batcher.crashed(RuntimeError("bug"))
+        with pytest.raises(BatchError, match="bug"):
+            await second
+        model.open.set()
+        assert await first == -2
+        batcher._begin_anew()
+        assert await model.predict(3) == 6
+        batcher.close()
+
+
 async def test_a_batch_that_fills_the_loops_budget_gathers_no_more(monkeypatch):
     plugin = one_thread()
     model = Model(plugin)
     async with plugin.lifespan(Starlette()):
         await model.predict(-1)
         (batcher,) = model.predict._batchers.values()
-        monkeypatch.setattr(batcher.placement, "room", lambda _, wanted: min(wanted, 4))
+        monkeypatch.setattr(batcher.placement, "room", lambda _, wanted, **__: min(wanted, 4))
         tasks = await in_turns(model.predict, 10)
         assert model.batches[1] == [0, 1, 2, 3]
         await asyncio.gather(*tasks)

@@ -2,11 +2,17 @@ from __future__ import annotations
 
 import math
 import statistics
+import threading
 import time
 
 import pytest
 
-from asgi_mlperf.inference.placement import AutoPlacement, FixedPlacement, Meter
+from asgi_mlperf.inference.placement import (
+    AutoPlacement,
+    FixedPlacement,
+    Meter,
+    cpu_clock_of_this_thread,
+)
 
 
 class Clock:
@@ -16,14 +22,15 @@ class Clock:
         return self.now
 
 
-def meter(wall_s: float, *, cpu_s: float | None = None, waited: bool = False) -> Meter:
+def meter(wall_s: float, *, cpu_s: float | None = None, waited: bool = False, overlap: float = 0.0) -> Meter:
     made = Meter()
     made.wall_s, made.cpu_s, made.waited = wall_s, wall_s if cpu_s is None else cpu_s, waited
+    made.beside_s = overlap * wall_s
     return made
 
 
-def placement_after(*threads: tuple[float, Meter], clock=None) -> AutoPlacement:
-    placement = AutoPlacement(0.002, clock=clock or Clock())
+def placement_after(*threads: tuple[float, Meter], clock=None, spare_cpus=0) -> AutoPlacement:
+    placement = AutoPlacement(0.002, clock=clock or Clock(), spare_cpus=spare_cpus)
     for size, measured in threads:
         placement.observe(size, measured, inline=False)
     return placement
@@ -132,11 +139,78 @@ def test_a_preempted_batch_is_no_overrun():
     assert placement.room(1, 8) >= 8
 
 
+BESIDE = [(size, meter(0.0001 + 0.00002 * size, overlap=0.8)) for size in (1, 2, 4, 8, 16)] * 10
+ALONE = [(size, meter(0.0001 + 0.00002 * size, overlap=0.1)) for size in (1, 2, 4, 8, 16)] * 10
+
+
+def test_a_full_batch_uses_a_spare_cpu_while_the_event_loop_works_beside_it():
+    placement = placement_after(*BESIDE, spare_cpus=1)
+    assert placement.room(1, 16) >= 16
+    assert placement.room(1, 16, is_full=True) == 0
+
+
+@pytest.mark.parametrize(("batches", "spare_cpus"), [(BESIDE, 0), (ALONE, 1)])
+def test_a_full_batch_runs_inline_without_a_spare_cpu_or_where_it_keeps_the_loop_waiting(batches, spare_cpus):
+    assert placement_after(*batches, spare_cpus=spare_cpus).room(1, 16, is_full=True) >= 16
+
+
+def test_a_batch_beyond_the_budget_is_rather_run_whole_on_a_spare_cpu():
+    batches = [(size, meter(0.0001 * size, overlap=0.8)) for size in (1, 8, 16, 32)] * 10
+    assert placement_after(*batches).room(1, 32) > 10
+    assert placement_after(*batches, spare_cpus=1).room(1, 32) == 0
+
+
+def test_the_spare_cpu_is_tried_again_after_many_batches_inline():
+    placement = placement_after(*ALONE, spare_cpus=1)
+    tries = 0
+    while placement.room(1, 16, is_full=True):
+        placement.observe(16, meter(0.0004), inline=True)
+        tries += 1
+    assert 20 < tries < 200
+
+
+def busy_loop(batches, *, loop_s: float, spare_cpus: int) -> AutoPlacement:
+    """A placement after ``batches``, before each of which the loop used ``loop_s`` for each unit of it."""
+    loop_cpu = Clock()
+    placement = AutoPlacement(0.002, clock=Clock(), spare_cpus=spare_cpus, loop_cpu=loop_cpu)
+    for size, measured in batches:
+        loop_cpu.now += loop_s * size
+        placement.meter(size)
+        placement.observe(size, measured, inline=False)
+    return placement
+
+
+def test_no_more_batches_run_on_threads_at_once_than_keep_up_with_the_loop():
+    assert busy_loop(BESIDE, loop_s=0.0001, spare_cpus=1).most_on_threads == 1
+    assert busy_loop(BESIDE, loop_s=0.0001, spare_cpus=3).most_on_threads == 3
+
+
+def test_a_function_that_is_slower_than_the_loop_has_every_slot():
+    assert busy_loop(BESIDE, loop_s=0.00001, spare_cpus=1).most_on_threads == math.inf
+    assert busy_loop([], loop_s=0.0001, spare_cpus=1).most_on_threads == math.inf
+    assert busy_loop(BESIDE, loop_s=0.0001, spare_cpus=0).most_on_threads == math.inf
+
+
+def test_what_batches_take_inline_is_not_the_loops_own_work():
+    loop_cpu = Clock()
+    placement = AutoPlacement(0.002, clock=Clock(), spare_cpus=1, loop_cpu=loop_cpu)
+    for size, measured in BESIDE:
+        placement.meter(size)
+        loop_cpu.now += measured.cpu_s
+        placement.observe(size, measured, inline=True)
+    assert placement.most_on_threads == math.inf
+
+
+def test_items_that_cost_nothing_are_no_measure_of_the_loop():
+    assert busy_loop([*BESIDE, (0, meter(0.001))], loop_s=0.0001, spare_cpus=1).most_on_threads == 1
+
+
 @pytest.mark.parametrize(("inline", "room"), [(True, math.inf), (False, 0.0)])
 def test_a_fixed_choice_never_changes(inline, room):
     placement = FixedPlacement(inline=inline)
     placement.observe(1, meter(100.0), inline=True)
     assert placement.room(1, 1_000) == room
+    assert placement.most_on_threads == math.inf
 
 
 def test_the_meter_tells_computing_from_waiting():
@@ -162,3 +236,24 @@ def test_the_meter_sees_runs_far_shorter_than_a_tick_of_the_scheduler():
         spent.append(time.thread_time() - began)
         measured.append(made.cpu_s)
     assert statistics.median(measured) > statistics.median(spent) / 2
+
+
+def test_the_meter_sees_from_a_thread_what_the_loops_thread_computes_meanwhile():
+    measured = Meter(cpu_clock_of_this_thread())
+    begun, over = threading.Event(), threading.Event()
+
+    def run():
+        measured.start()
+        begun.set()
+        over.wait(30)
+        measured.stop()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    begun.wait(30)
+    before = time.thread_time()
+    sum(range(1_000_000))
+    computed_s = time.thread_time() - before
+    over.set()
+    thread.join()
+    assert measured.beside_s >= computed_s > measured.cpu_s

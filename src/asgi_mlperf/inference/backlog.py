@@ -32,6 +32,11 @@ class Item(Waiter):
         """Whether somebody still waits for it."""
         return not (self.left or self.future.done())
 
+    def end(self) -> None:
+        """Stop minding, and let go of the value: what minds the wait may keep this for a while."""
+        super().end()
+        self.value = None
+
     def late(self) -> None:
         """Tell the caller that it could not be begun in time."""
         message = f"{self.name} was not begun, as it could not have finished before its deadline"

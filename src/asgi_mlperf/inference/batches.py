@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.inference.deadlines import clock
-from asgi_mlperf.inference.placement import Meter
 from asgi_mlperf.inference.results import errors_of
 from asgi_mlperf.inference.work import Seat
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from asgi_mlperf.inference.backlog import Item
     from asgi_mlperf.inference.batching import Batcher
     from asgi_mlperf.inference.executors import Outcome
+    from asgi_mlperf.inference.placement import Meter
 
 
 class Batch:
@@ -62,6 +62,7 @@ class Batch:
     def finish(self, outcome: Outcome) -> None:
         """Give each caller its own result or its own error."""
         try:
+            self._batcher.ended(inline=self.inline)
             self._finish(outcome)
         except Exception as error:  # noqa: BLE001 - as above
             self._settle_all(self._batcher.crashed(error))
@@ -101,9 +102,10 @@ class Batch:
         self._batcher.note(self._started, self._items, self._size, inline=self.inline)
         self.seat.deadline = max([item.deadline for item in self._items])
         job = self.job([item.value for item in self._items])
+        self._batcher.began(inline=self.inline)
         if not self._batcher.placement.metered:
             return job
-        self._meter = Meter()
+        self._meter = self._batcher.placement.meter(self._size)
         return partial(_metered, job, self._meter)
 
     def _finish(self, outcome: Outcome) -> None:

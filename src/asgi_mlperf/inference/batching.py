@@ -74,6 +74,8 @@ class Batcher:
         self._asked_at = 0.0
         self._arrived = self._arrived_before = 0
         self._ran_inline: bool | None = None
+        self._on_threads = 0
+        self._held = False
         self._elsewhere = "task" if runs_on_loop(func) else "thread"
         self._restart: asyncio.TimerHandle | None = None
         self._restart_s = _FIRST_RESTART_S
@@ -118,14 +120,14 @@ class Batcher:
         """Return how large the next batch may be inline, 0 where it is to use a thread."""
         if is_retry:
             return 0.0 if self.placement.metered else self.placement.room(1.0, 1.0)
-        if not self._waiting:
-            return 0.0
-        least, wanted = self._next_up()
-        return self.placement.room(least, wanted)
+        return self._next_up()[0] if self._waiting else 0.0
 
     def _next_up(self) -> tuple[float, float]:
+        """Return what may run inline of the next batch, and the size that it would have."""
         least, wanted = self._waiting.next_up(self.options.max_size)
-        return least, min(wanted, self.options.budget)
+        most = min(self.options.max_size * least, self.options.budget)
+        wanted = min(wanted, most)
+        return self.placement.room(least, wanted, is_full=wanted >= most), wanted
 
     def take(self, now: float, inline_size: float, items: list[Item]) -> float:
         """Move to ``items`` a batch of the oldest that somebody still waits for; return its padded size."""
@@ -143,6 +145,15 @@ class Batcher:
         else:
             cost.doubt()
         return size
+
+    def began(self, *, inline: bool) -> None:
+        """Count a batch that runs from now on."""
+        self._on_threads += not inline
+
+    def ended(self, *, inline: bool) -> None:
+        """Count it no more, and let the next one follow that waited for its CPU."""
+        self._on_threads -= not inline
+        self._follow()
 
     def note(self, now: float, items: list[Item], size: float, *, inline: bool) -> None:
         """Measure a batch that begins."""
@@ -189,7 +200,7 @@ class Batcher:
         failure = BatchError(f"the dispatcher of {self.name} failed: {error!r}")
         failure.__cause__ = error
         if self._gathering:
-            self._gathering = False
+            self._gathering = self._held = False
             self.pool.retract()
         self.fail_waiting(failure)
         self._waiting = Backlog()
@@ -204,6 +215,7 @@ class Batcher:
         """Leave no timer behind."""
         if self._restart is not None:
             self._restart.cancel()
+        self._follow()
 
     def _begin_anew(self) -> None:
         self.down = None
@@ -240,11 +252,20 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - supervised: the callers are told
             self.crashed(error)
             return
-        if gathered:
-            self._gathering = False
-            self.pool.submit_announced(place)
-        else:
+        if not gathered:
             self._next_turn(place)
+        elif self._on_threads < self.placement.most_on_threads or self.pool.closed:
+            self._submit(place)
+        else:
+            self._held = True  # until one of them has ended
+
+    def _submit(self, place: Batch) -> None:
+        self._gathering = self._held = False
+        self.pool.submit_announced(place)
+
+    def _follow(self) -> None:
+        if self._held and self._place is not None:
+            self._submit(self._place)
 
     def _gathered(self) -> bool:
         """Say whether a batch is as large as it may be, two turns brought nothing, or they take long."""
@@ -254,7 +275,7 @@ class Batcher:
         waiting = len(self._waiting)
         if not waiting or waiting >= self.options.max_size or self._quiet_turns >= _QUIET_TURNS:
             return True
-        least, wanted = self._next_up()
-        if 0 < self.placement.room(least, wanted) < wanted:
+        room, wanted = self._next_up()
+        if 0 < room < wanted:
             return True
         return clock() - self._asked_at > max(_GATHER_S, self._cost.mean(waiting))

@@ -50,6 +50,11 @@ class BatchCost:
             return 0.0
         return max(0.0, self._seconds + self._slope(size) * (size - self._size))
 
+    @property
+    def each(self) -> float:
+        """Seconds that it takes for each unit of its size, at the sizes seen."""
+        return self._seconds / self._size if self._size else 0.0
+
     def likely(self, size: float, deviations: float = 2) -> float:
         """Seconds that it takes at the most, as a rule."""
         return self.mean(size) * (1 + deviations * self._deviation)
@@ -66,7 +71,6 @@ class BatchCost:
         return self._size + (allowed - self._seconds) / slope if slope else float("inf")
 
     def _slope(self, size: float) -> float:
-        proportional = self._seconds / self._size if self._size else 0.0
         if self._sizes_squared > _ALIKE * self._size * self._size:
-            return min(max(0.0, self._together / self._sizes_squared), proportional)
-        return proportional if size > self._size else 0.0
+            return min(max(0.0, self._together / self._sizes_squared), self.each)
+        return self.each if size > self._size else 0.0

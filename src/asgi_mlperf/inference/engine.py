@@ -15,7 +15,7 @@ from asgi_mlperf.inference.deadlines import clock
 from asgi_mlperf.inference.executors import InlineExecutor, TaskExecutor, ThreadExecutor
 from asgi_mlperf.inference.limits import AdaptiveLimit, Gradient
 from asgi_mlperf.inference.options import is_generator_function, runs_on_loop
-from asgi_mlperf.inference.placement import AutoPlacement, FixedPlacement
+from asgi_mlperf.inference.placement import AutoPlacement, FixedPlacement, cpu_clock_of_this_thread
 from asgi_mlperf.inference.pool import Pool
 from asgi_mlperf.inference.streams import StreamBatcher
 from asgi_mlperf.inference.waiting import name_of
@@ -47,7 +47,8 @@ class Engine:
 
     ``pools`` gives the settings of each pool by name, ``threads`` that of the default one; each call runs
     through ``around_job``, on the event loop through ``around_inline``. Each thread is inside
-    ``around_thread``, called with its pool's ``nice``.
+    ``around_thread``, called with its pool's ``nice``. ``spare_cpus`` is how many CPUs there are besides the
+    event loop's.
     """
 
     def __init__(
@@ -60,9 +61,11 @@ class Engine:
         observers: Callable[[str], PoolObservers],
         around_inline: Callable[[Callable[[], Any]], Any],
         batch_observers: Callable[[str], BatchObservers],
+        spare_cpus: int = 0,
     ) -> None:
         """Prepare; use within ``lifespan``."""
         self._settings = pools[DEFAULT_POOL]
+        self._spare_cpus = spare_cpus
         self._observers = observers
         self._batch_observers = batch_observers
         self._batchers: WeakSet[Batcher] = WeakSet()
@@ -114,7 +117,7 @@ class Engine:
             func,
             options,
             pool=self._pool_of_tasks(name) if runs_on_loop(func) else self._pools[options.pool],
-            placement=_placement(func, options),
+            placement=_placement(func, options, spare_cpus=self._spare_cpus),
             observers=self._batch_observers(name),
             context=self._context,
         )
@@ -175,10 +178,12 @@ class Engine:
         return [*self._pools.values(), *self._joined]
 
 
-def _placement(func: Callable[..., Any], options: BatchOptions) -> Placement:
+def _placement(func: Callable[..., Any], options: BatchOptions, *, spare_cpus: int) -> Placement:
     executor = options.executor or options.default_executor
     if is_generator_function(func) or runs_on_loop(func) or executor == "thread":
         return FixedPlacement(inline=False)
     if executor == "inline":
         return FixedPlacement(inline=True)
-    return AutoPlacement(options.inline_budget_s, clock=clock)
+    return AutoPlacement(
+        options.inline_budget_s, clock=clock, spare_cpus=spare_cpus, loop_cpu=cpu_clock_of_this_thread()
+    )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import resource
+import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from asgi_mlperf.inference.costs import BatchCost
@@ -24,6 +26,10 @@ _BLOCKED_SHARE = 0.01
 _FORGIVEN_S = 0.1
 _WAITS = 0.3
 _WAITS_WEIGHT = 0.1
+_OVERLAP_PAYS = 0.25
+_OVERLAP_WEIGHT = 0.1
+_FORGETS_WEIGHT = 0.005
+_LOOP_WEIGHT = 0.1
 _OF_THREAD = getattr(resource, "RUSAGE_THREAD", None)  # Linux has it
 
 
@@ -31,19 +37,26 @@ class Meter:
     """Takes the time of one run, in the thread where it runs.
 
     ``cpu_s`` is the thread's own, ``waited`` says whether it gave up its CPU of its own accord: it slept, or
-    waited for I/O or a lock. Where the platform cannot tell, all of it counts as waiting.
+    waited for I/O or a lock. Where the platform cannot tell, all of it counts as waiting. ``beside_s`` is
+    what the clock ``beside`` counted meanwhile, such as the CPU time of the event loop's thread.
     """
 
-    __slots__ = ("_cpu", "_voluntary", "_wall", "cpu_s", "waited", "wall_s")
+    __slots__ = ("_began", "_beside", "_cpu", "_voluntary", "_wall", "beside_s", "cpu_s", "waited", "wall_s")
+
+    def __init__(self, beside: Callable[[], float] = lambda: 0.0) -> None:
+        """Prepare."""
+        self._beside = beside
 
     def start(self) -> None:
         """Begin."""
         self._cpu, self._voluntary = _usage()
+        self._began = self._beside()
         self._wall = time.perf_counter()
 
     def stop(self) -> None:
         """End, in the same thread."""
         self.wall_s = time.perf_counter() - self._wall
+        self.beside_s = self._beside() - self._began
         cpu, voluntary = _usage()
         self.cpu_s = cpu - self._cpu
         self.waited = voluntary != self._voluntary
@@ -55,15 +68,30 @@ def _usage() -> tuple[float, int]:
     return time.thread_time(), voluntary
 
 
+def cpu_clock_of_this_thread() -> Callable[[], float]:
+    """Return a clock, for any thread, of the CPU seconds of this one; it stands still where there is none."""
+    if not hasattr(time, "pthread_getcpuclockid"):  # pragma: no cover - as on macOS
+        return lambda: 0.0
+    return partial(time.clock_gettime, time.pthread_getcpuclockid(threading.get_ident()))
+
+
 class Placement(Protocol):
     """Says where the next batch runs, and may learn from each."""
 
     metered: bool
 
-    def room(self, least: float, wanted: float) -> float:
+    @property
+    def most_on_threads(self) -> float:
+        """How many batches of the function may run on threads at once."""
+
+    def meter(self, size: float) -> Meter:
+        """Return what measures a batch that begins now, where it is ``metered``."""
+
+    def room(self, least: float, wanted: float, *, is_full: bool = False) -> float:
         """Return how large a batch may be that runs inline, 0 to use a thread.
 
-        ``wanted`` is the size of what waits, ``least`` that of its first item alone.
+        ``wanted`` is the size of what waits, ``least`` that of its first item alone; ``is_full`` says that a
+        batch cannot hold more.
         """
 
     def observe(self, size: float, meter: Meter, *, inline: bool) -> None:
@@ -74,12 +102,17 @@ class FixedPlacement:
     """Every batch inline, or none."""
 
     metered = False
+    most_on_threads = math.inf
 
     def __init__(self, *, inline: bool) -> None:
         """Decide once."""
         self._room = math.inf if inline else 0.0
 
-    def room(self, least: float, wanted: float) -> float:  # noqa: ARG002 - part of Placement
+    def meter(self, size: float) -> Meter:  # noqa: ARG002 - part of Placement
+        """Return what measures nothing beside."""
+        return Meter()
+
+    def room(self, least: float, wanted: float, *, is_full: bool = False) -> float:  # noqa: ARG002 - part of Placement
         """Return all or nothing."""
         return self._room
 
@@ -103,27 +136,57 @@ class AutoPlacement:
 
     metered = True
 
-    def __init__(self, budget_s: float, *, clock: Callable[[], float]) -> None:
-        """Begin on threads."""
+    def __init__(
+        self,
+        budget_s: float,
+        *,
+        clock: Callable[[], float],
+        spare_cpus: int = 0,
+        loop_cpu: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """Begin on threads; ``loop_cpu`` counts the event loop's own CPU seconds."""
         self._budget_s = budget_s
         self._clock = clock
+        self._spare_cpus = spare_cpus
+        self._loop_cpu = loop_cpu
+        self._overlap = 1.0
+        self._loop_seen = loop_cpu()
+        self._loop_each = 0.0
         self._cost = BatchCost()
         self._largest = 0.0
         self._waits = 1.0  # until seen otherwise
         self._first = True
         self._not_before = -math.inf
 
-    def room(self, least: float, wanted: float) -> float:
+    @property
+    def most_on_threads(self) -> float:
+        """As many as there are CPUs besides the event loop's, while those keep up with the loop."""
+        keep_up = self._cost.seen >= _TRIED and self._cost.each <= self._spare_cpus * self._loop_each
+        return self._spare_cpus if keep_up else math.inf
+
+    def meter(self, size: float) -> Meter:
+        """Return what measures a batch that begins now."""
+        now = self._loop_cpu()
+        if size:
+            self._loop_each += _LOOP_WEIGHT * ((now - self._loop_seen) / size - self._loop_each)
+        self._loop_seen = now
+        return Meter(self._loop_cpu)
+
+    def room(self, least: float, wanted: float, *, is_full: bool = False) -> float:
         """Return how large a batch may be that runs inline, 0 to use a thread.
 
-        ``wanted`` is the size of what waits, ``least`` that of its first item alone.
+        ``wanted`` is the size of what waits, ``least`` that of its first item alone; ``is_full`` says that a
+        batch cannot hold more.
         """
+        threads_pay = self._spare_cpus > 0 and self._overlap > _OVERLAP_PAYS
+        if is_full and threads_pay:
+            return 0.0
         if self._cost.seen < _TRIED or self._clock() < self._not_before:
             return 0.0
         fits = min(self._cost.largest_within(self._budget_s, _DEVIATIONS), _STRETCH * self._largest)
         if fits >= wanted:
             return fits
-        if fits < least:
+        if fits < least or threads_pay:
             return 0.0
         dearer = self._cost.mean(fits) / fits > _DEARER * self._cost.mean(wanted) / wanted
         return 0.0 if dearer else fits
@@ -133,6 +196,7 @@ class AutoPlacement:
         if self._first:
             self._first = False  # loads, compiles, warms up
             return
+        self._learn_overlap(meter, inline=inline)
         waits = meter.waited and meter.cpu_s < meter.wall_s / 2
         self._waits += _WAITS_WEIGHT * (waits - self._waits)
         waits = waits and (inline or self._waits > _WAITS)
@@ -143,3 +207,11 @@ class AutoPlacement:
         elif inline:
             owed_s = (seconds - self._budget_s) / _BLOCKED_SHARE
             self._not_before = max(self._not_before, self._clock() - _FORGIVEN_S) + owed_s
+
+    def _learn_overlap(self, meter: Meter, *, inline: bool) -> None:
+        if inline:
+            self._loop_seen += meter.cpu_s
+            self._overlap += _FORGETS_WEIGHT * (1 - self._overlap)
+        elif meter.wall_s:
+            share = min(1.0, meter.beside_s / meter.wall_s)
+            self._overlap += _OVERLAP_WEIGHT * (share - self._overlap)

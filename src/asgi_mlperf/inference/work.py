@@ -115,6 +115,11 @@ class Call(Waiter):
         self.started_at = now
         return None if self.future.done() or self.left else partial(_call, self._func, self._args, self.seat)
 
+    def end(self) -> None:
+        """Stop minding, and let go of the arguments: what minds the wait may keep this for a while."""
+        super().end()
+        self._args = ()
+
     def arrivals(self) -> Sequence[float]:
         """Return when the one caller began to wait."""
         return (self.queued_at,)

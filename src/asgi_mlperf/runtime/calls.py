@@ -37,6 +37,7 @@ async def inference(
         observers=metrics.pool,
         around_inline=_on_loop(caps) if caps else _call,
         batch_observers=metrics.batches.function,
+        spare_cpus=process.budget.per_worker - 1,
     )
     async with engine.lifespan():
         yield engine

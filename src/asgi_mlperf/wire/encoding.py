@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -66,7 +65,7 @@ def pieces(content: object, settings: JSONSettings) -> Iterator[bytes]:
 
 
 def _at_once(content: object, settings: JSONSettings) -> bytes | None:
-    if settings.is_plain:
-        with suppress(orjson.JSONEncodeError, UnserializableError):
-            return fast.dumps(content)
-    return None
+    try:
+        return fast.dumps(content) if settings.is_plain else None
+    except (orjson.JSONEncodeError, UnserializableError):
+        return None

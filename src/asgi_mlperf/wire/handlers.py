@@ -27,6 +27,7 @@ log = logging.getLogger("asgi_mlperf")
 
 _INJECTED = "_asgi_mlperf_injected"
 _DECLARED = "_asgi_mlperf_declared"
+_TELEMETRY = "fastapi.telemetry"
 PARSER = "_asgi_mlperf_parser"
 """The attribute of a dependency that says that it reads the body and needs only the request."""
 _NO_BODY = {204, 205, 304}
@@ -47,12 +48,6 @@ _NOTHING_TO_FIND = {
     "scope",
     "cache_key",
 }
-
-
-try:
-    from fastapi.telemetry import get_telemetry_data
-except ImportError:  # a FastAPI without telemetry of its own
-    get_telemetry_data = lambda: None  # type: ignore[assignment,misc] # noqa: E731 - observed by nobody
 
 
 def answering_handler(
@@ -198,11 +193,13 @@ def _short_way(
 
     async def answer(request: Request) -> Any:
         overrides = getattr(overridable, "dependency_overrides", None)
-        if overrides or dependant.dependencies != known or get_telemetry_data() is not None:
+        if overrides or dependant.dependencies != known or request.scope.get(_TELEMETRY) is not None:
             return await handler(request)
         values: dict[str, Any] = {name: await read(request) for name, read in takes.items()}
         if request_name is not None:
             values[request_name] = request
+        if is_coroutine and dependant.call is not None:
+            return await dependant.call(**values)
         return await routing.run_endpoint_function(
             dependant=dependant, values=values, is_coroutine=is_coroutine
         )

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _SHORT_ROW = 16
 _EXACT_FLOAT = 2**53
 _LARGEST = 2**63 - 1
+_FLOAT64 = np.dtype("<f8")
+_CODES = {"<f4": "f", "<f8": "d"}
+"""What ``struct`` calls the dtypes that it packs; its native codes would not notice an overflow."""
 _KINDS: dict[str, frozenset[type]] = {
     "f": frozenset({float, int}),
     "i": frozenset({float, int}),
@@ -71,7 +74,8 @@ def rows_to_array(
     """What :func:`to_array` makes of all ``rows``; faster if they are ``is_plain``: hold no booleans."""
     if dtype.kind == "f" and is_plain:
         with suppress(struct.error, OverflowError):
-            return cast(_packed(rows), dtype, where)
+            code = _CODES.get(dtype.str)
+            return _packed(rows, code, dtype) if code else cast(_packed(rows, "d", _FLOAT64), dtype, where)
     return to_array(flatten(rows), dtype, where, finite=finite)
 
 
@@ -96,12 +100,17 @@ def to_array(leaves: Sequence[Any], dtype: np.dtype[Any], where: Where, *, finit
     return cast(_integers(leaves, dtype, where, with_floats=float in kinds), dtype, where)
 
 
-def _packed(rows: list[list[float]]) -> NDArray[Any]:
-    """float64 of ``rows``; ``struct`` is the fastest reader of Python floats there is."""
-    if len(rows[0]) < _SHORT_ROW or len(set(map(len, rows))) > 1:
+def _packed(rows: list[list[float]], code: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """``rows`` in writable memory; ``struct`` is the fastest reader of Python floats there is.
+
+    Raises:
+        OverflowError: a number that ``dtype`` cannot hold.
+        struct.error: something that is no number.
+    """
+    if len(rows) > 1 and (len(rows[0]) < _SHORT_ROW or len(set(map(len, rows))) > 1):
         rows = [flatten(rows)]
-    pack = struct.Struct(f"{len(rows[0])}d").pack
-    return np.frombuffer(b"".join([pack(*row) for row in rows]), "f8")
+    pack = struct.Struct(f"<{len(rows[0])}{code}").pack
+    return np.frombuffer(bytearray().join([pack(*row) for row in rows]), dtype)
 
 
 def _integers(

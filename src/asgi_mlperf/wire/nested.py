@@ -45,10 +45,13 @@ class Nested:
             BodyRefused: ragged, of another depth, or not what was declared.
         """  # noqa: D205 - one sentence
         rows = [value]
-        for level in range(self.depth):
-            if level:
-                rows = flatten(rows)
-            self._count(level, rows, opened - level, is_open=level < closed)
+        if self.depth == 1 and not opened and not closed:
+            self._sizes[0] = len(value)  # a single list is never ragged
+        else:
+            for level in range(self.depth):
+                if level:
+                    rows = flatten(rows)
+                self._count(level, rows, opened - level, is_open=level < closed)
         self._check_depth()
         part = rows_to_array(
             rows if self.depth else [rows], self._dtype, self._leaf, finite=self._finite, is_plain=is_plain
@@ -66,7 +69,8 @@ class Nested:
             self._sizes += [axis if isinstance(axis, int) else 0 for axis in rest]
         if not self._shape.fits_depth(len(self._sizes)):
             raise self._misshapen()
-        return self._parts.joined(pace).reshape([size or 0 for size in self._sizes])
+        joined = self._parts.joined(pace)
+        return joined if len(self._sizes) == 1 else joined.reshape([size or 0 for size in self._sizes])
 
     def refuse_next(self) -> NoReturn:
         """Refuse the body because of what stands next in it, which no array can hold."""

@@ -68,7 +68,8 @@ async def received(request: Request, headers: Mapping[bytes, bytes]) -> Received
     """
     settings = json_settings.get()
     limit = settings.body_limit_bytes
-    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+    encoding = headers.get(b"content-encoding")
+    if encoding is not None and encoding.strip().lower() != b"identity":
         raise BodyRefused(_UNSUPPORTED, "content_encoding", "Input should not be compressed")
     told = headers.get(b"content-length", b"0")
     if len(told) > _LENGTH_DIGITS or (length := int(told) if told.isdigit() else 0) > limit:
@@ -81,7 +82,8 @@ async def received(request: Request, headers: Mapping[bytes, bytes]) -> Received
         size += len(chunk)
         if size > limit:
             raise _too_large(limit)
-        chunks.append(chunk)
+        if chunk:
+            chunks.append(chunk)
     return Received(chunks, is_heavy=size >= settings.offload_bytes)
 
 
