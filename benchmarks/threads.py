@@ -1,7 +1,8 @@
 """What native thread caps do to a served model: several workers, one caller alone, and the cost of a call.
 
-Contenders serve the same app at the same time and take turns under the load of wrk, round after round, on
-127.0.0.1. Ratios are taken within a round; what is printed is the median over rounds and the least and most.
+Contenders serve the same app at the same time and take turns, round after round, on 127.0.0.1: several
+workers under the load of wrk, one worker under a client that waits for each response. Ratios are taken within
+a round. In each table one contender is there twice: its ratio to itself is what chance makes of 1.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
+import statistics
 import subprocess
 import sys
 import time
 import timeit
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 
 from common import free_port, markdown, require_wrk, spread, wrk
@@ -26,12 +30,19 @@ from asgi_mlperf.host.widths import Widths
 
 HERE = Path(__file__).parent
 UVICORN = [sys.executable, "-m", "uvicorn"]
+STOCK = {"ASGI_MLPERF_ENABLED": "false"}
+ONE_EACH = STOCK | {"OMP_NUM_THREADS": "1"}
 CONTENDERS: dict[str, tuple[list[str], dict[str, str]]] = {
-    "stock": (UVICORN, {"ASGI_MLPERF_ENABLED": "false"}),
-    "stock, OMP_NUM_THREADS=1": (UVICORN, {"ASGI_MLPERF_ENABLED": "false", "OMP_NUM_THREADS": "1"}),
+    "stock": (UVICORN, STOCK),
+    "stock again": (UVICORN, STOCK),
+    "OMP_NUM_THREADS=1": (UVICORN, ONE_EACH),
+    "OMP_NUM_THREADS=1 again": (UVICORN, ONE_EACH),
     "asgi-mlperf": (UVICORN, {}),
     "asgi-mlperf run": ([sys.executable, "-m", "asgi_mlperf", "run", "--"], {}),
 }
+SEVERAL = ["OMP_NUM_THREADS=1", "OMP_NUM_THREADS=1 again", "asgi-mlperf", "asgi-mlperf run", "stock"]
+ALONE = ["stock", "stock again", "asgi-mlperf", "asgi-mlperf run"]
+MODELS = ("mm1000", "mm256", "conv")
 Figures = dict[str, dict[str, list[float]]]
 """Requests per second of every round, by path and contender."""
 
@@ -60,7 +71,7 @@ def wait_for(port: int) -> None:
     give_up = time.monotonic() + 120
     while True:
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/def/mm256", timeout=5).close()
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/openapi.json", timeout=5).close()
         except OSError:
             if time.monotonic() > give_up:
                 raise
@@ -99,17 +110,52 @@ def measure(
     return figures
 
 
+def measure_alone(path: str, *, rounds: int, requests: int) -> Figures:
+    """Measure in servers of their own: OpenMP waits differently once another thread has run an op."""
+    taken: dict[str, list[float]] = {name: [] for name in ALONE}
+    with ExitStack() as stack:
+        clients = {
+            name: stack.enter_context(
+                closing(HTTPConnection("127.0.0.1", stack.enter_context(served(name, 1)), timeout=60))
+            )
+            for name in ALONE
+        }
+        for client in clients.values():
+            requests_per_s_alone(client, path, requests)
+        for _ in range(rounds):
+            for name in random.sample(ALONE, len(ALONE)):
+                requests_per_s_alone(clients[name], path, 2)
+                taken[name].append(requests_per_s_alone(clients[name], path, requests))
+    return {path: taken}
+
+
+def requests_per_s_alone(client: HTTPConnection, path: str, requests: int) -> float:
+    began = time.perf_counter()
+    for _ in range(requests):
+        client.request("GET", path)
+        with client.getresponse() as response:
+            response.read()
+        if response.status != 200:
+            raise RuntimeError(f"{path} answered {response.status}")
+    return requests / (time.perf_counter() - began)
+
+
 def table(title: str, figures: Figures, bases: Sequence[str]) -> str:
     rows = []
     for path, taken in figures.items():
         for name, values in taken.items():
             ratios = (
-                spread([one / other for one, other in zip(values, taken[base], strict=True)], ".2f")
+                middle_half([one / other for one, other in zip(values, taken[base], strict=True)], ".3f")
                 for base in bases
             )
-            rows.append([path, name, spread(values, ".1f"), *ratios])
+            rows.append([path, name, middle_half(values, ".1f"), *ratios])
     head = ["request", "contender", "requests/s", *(f"ratio to {base}" for base in bases)]
-    return f"{title}\n\n{markdown(head, rows)}"
+    return f"{title}: medians, and the middle half of the rounds\n\n{markdown(head, rows)}"
+
+
+def middle_half(values: Sequence[float], form: str) -> str:
+    low, middle, high = (format(one, form) for one in statistics.quantiles(values, n=4, method="inclusive"))
+    return f"{middle} ({low}–{high})"  # noqa: RUF001 - a range
 
 
 def call_cost_us() -> dict[str, list[float]]:
@@ -136,11 +182,16 @@ def call_cost_us() -> dict[str, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, nargs="*", default=[2, 4])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, nargs="*", default=[2, 4], help="none: leave that table out")
+    parser.add_argument("--models", choices=MODELS, nargs="*", default=MODELS, help="of that table")
+    parser.add_argument("--rounds", type=int, default=5, help="at least 2")
     parser.add_argument(
         "--seconds", type=int, default=2, help="of load, for each contender, request and round"
     )
+    ways = [f"{way}/{model}" for way in ("def", "async", "run") for model in ("mm1000", "conv")]
+    parser.add_argument("--alone", choices=ways, nargs="*", default=ways, help="requests, one at a time")
+    parser.add_argument("--alone-rounds", type=int, default=40, help="at least 2")
+    parser.add_argument("--alone-requests", type=int, default=25, help="for each contender and round")
     parser.add_argument("--json", type=Path, help="write every round's figures here")
     options = parser.parse_args()
     require_wrk()
@@ -150,11 +201,10 @@ def main() -> None:
         "keeping caps costs, in microseconds: "
         + ", ".join(f"{name} {spread(taken, '.2f')}" for name, taken in cost.items())
     )
-    several = [f"/def/{model}" for model in ("mm1000", "mm256", "conv")]
     for workers in options.workers:
         figures = measure(
-            list(CONTENDERS),
-            several,
+            SEVERAL,
+            [f"/def/{model}" for model in options.models],
             workers=workers,
             connections=8,
             rounds=options.rounds,
@@ -162,18 +212,11 @@ def main() -> None:
         )
         results[f"{workers} workers"] = figures
         title = f"\n{workers} workers, 8 connections"
-        print(table(title, figures, ["stock", "stock, OMP_NUM_THREADS=1"]), flush=True)
-    alone = [f"/{way}/{model}" for way in ("def", "async", "run") for model in ("mm1000", "conv")]
-    figures = measure(
-        ["stock", "asgi-mlperf", "asgi-mlperf run"],
-        alone,
-        workers=1,
-        connections=1,
-        rounds=options.rounds,
-        seconds=options.seconds,
-    )
-    results["one worker, one connection"] = figures
-    print(table("\none worker, one request at a time", figures, ["stock"]))
+        print(table(title, figures, ["OMP_NUM_THREADS=1", "stock"]), flush=True)
+    for way in options.alone:
+        figures = measure_alone(f"/{way}", rounds=options.alone_rounds, requests=options.alone_requests)
+        results[f"one worker, one request at a time: {way}"] = figures
+        print(table("\none worker, one request at a time", figures, ["stock"]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 

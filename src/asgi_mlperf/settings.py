@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from asgi_mlperf.exceptions import ConfigurationError
 from asgi_mlperf.garbage.settings import GarbageSettings
 from asgi_mlperf.health.readiness import HealthSettings
-from asgi_mlperf.host.threads import ThreadSettings
+from asgi_mlperf.host.settings import ThreadSettings
 from asgi_mlperf.inference.gate import PoolSettings
 from asgi_mlperf.inference.options import BatchingSettings
 from asgi_mlperf.telemetry.page.page import PageSettings

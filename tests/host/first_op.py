@@ -1,6 +1,7 @@
 """A process whose first native op runs where it is told; prints how many OS threads the op started.
 
-``python first_op.py <where> <op>``, where being run, def, async, to_thread, executor, old_thread or lazy.
+``python first_op.py <where> <op>``, where being run, def, async, to_thread, executor, old_thread, lazy or
+plain_thread.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import asyncio
 import importlib
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -58,6 +61,14 @@ def started_by(op: str, names: dict[str, object]) -> str:
     return str(started)
 
 
+def plain_thread() -> None:
+    """Run what is handed over, in a thread that nothing tells of."""
+    jobs.get()()
+
+
+jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+
+
 async def main(where: str, op: str) -> None:
     plugin, names = Plugin(Settings()), {} if where == "lazy" else prepare(op)
 
@@ -73,12 +84,18 @@ async def main(where: str, op: str) -> None:
             return PlainTextResponse(await plugin.run(measure))
         if where == "to_thread":
             return PlainTextResponse(await asyncio.to_thread(measure))
+        if where == "plain_thread":
+            future: Future[str] = Future()
+            jobs.put(lambda: future.set_result(measure()))
+            return PlainTextResponse(await asyncio.wrap_future(future))
         if where in {"executor", "old_thread"}:
             return PlainTextResponse(await loop.run_in_executor(executor, measure))
         return PlainTextResponse(measure())
 
     app = Starlette(routes=[Route("/", of_thread if where == "def" else of_loop)])
     plugin.install(app)
+    if where == "plain_thread":
+        threading.Thread(target=plain_thread, name="queue-worker").start()
     with ThreadPoolExecutor(1) as executor:
         if where == "old_thread":
             executor.submit(int).result()

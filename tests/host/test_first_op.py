@@ -10,6 +10,7 @@ import pytest
 from asgi_mlperf.host.environment import COUNTS
 
 PROGRAM = Path(__file__).with_name("first_op.py")
+PATH = os.pathsep.join(str(PROGRAM.parents[2] / folder) for folder in (".", "src"))
 OPS = ("mm", "conv", "linear", "tanh", "softmax", "numpy", "scipy", "sklearn")
 SOME = ("mm", "conv", "numpy")
 
@@ -26,14 +27,17 @@ def started(where: str, *ops: str, **environ: str) -> dict[str, str]:
     processes = {
         op: subprocess.Popen(
             [sys.executable, str(PROGRAM), where, op],
-            env={**inherited, **settings, **environ, "PYTHONPATH": str(PROGRAM.parents[2])},
+            env={**inherited, **settings, **environ, "PYTHONPATH": PATH},
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if where == "plain_thread" else None,
             text=True,
         )
         for op in ops
     }
     try:
-        return {op: process.communicate(timeout=100)[0] for op, process in processes.items()}
+        return {
+            op: "".join(filter(None, process.communicate(timeout=100))) for op, process in processes.items()
+        }
     finally:
         for process in processes.values():
             process.kill()
@@ -48,6 +52,12 @@ def test_the_first_op_of_a_process_starts_no_thread(where):
 @pytest.mark.parametrize("where", ["executor", "old_thread", "lazy"])
 def test_nor_does_it_in_an_executor_in_a_thread_from_before_or_after_a_late_import(where):
     assert started(where, *SOME) == dict.fromkeys(SOME, "0")
+
+
+def test_in_a_plain_thread_from_before_it_may_which_the_log_says():
+    output = started("plain_thread", "conv")["conv"]
+    assert output[0] != "0"
+    assert "queue-worker (__main__.plain_thread)" in output
 
 
 @pytest.mark.parametrize("where", ["def", "async"])

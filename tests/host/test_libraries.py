@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,6 +88,49 @@ def test_inter_op_threads_that_were_used_already_are_left(monkeypatch, caplog):
     with caplog.at_level(logging.DEBUG):
         set_interop(1)
     assert "inter-op" in caplog.text
+
+
+def native_threads_left(op, rest):
+    """Count this process's threads after an op, and once they rest, beside those of before."""
+
+    def count():
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = count()
+    op()
+    started = count() - before
+    rest()
+    return started, count() - before
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="on one CPU no op starts a thread anyway")
+def test_threads_that_wait_for_the_next_op_can_be_ended_and_come_again():
+    library = next(library for library in loaded() if library.name == "torch")
+    matrix = torch.ones(600, 600)
+    with ThreadPoolExecutor(1) as thread:
+        for _ in range(2):
+            thread.submit(torch.get_num_threads).result()
+            thread.submit(library.set, 2).result()
+            found = thread.submit(native_threads_left, lambda: torch.tanh(matrix), library.rest).result()
+            assert found == (1, 0)
+
+
+@pytest.mark.parametrize(("prefix", "is_known"), [("libgomp", True), ("libomp", False), ("libiomp", False)])
+def test_only_libgomps_waiting_threads_are_ended(monkeypatch, prefix, is_known):
+    calls = []
+    fake = controller(
+        prefix=prefix,
+        internal_api="openmp",
+        user_api="openmp",
+        dynlib=SimpleNamespace(omp_pause_resource_all=calls.append),
+    )
+    monkeypatch.setattr(libraries, "ThreadpoolController", lambda: SimpleNamespace(lib_controllers=[fake]))
+    monkeypatch.setattr(libraries, "_torch", lambda: None)
+    (library,) = loaded()
+    assert (library.rest is not None) == is_known
+    if library.rest:
+        library.rest()
+        assert calls == [1]
 
 
 def test_a_threads_first_op_does_not_adopt_a_count_that_another_thread_set():

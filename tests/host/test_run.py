@@ -45,6 +45,7 @@ def test_what_libraries_read_when_they_are_loaded_is_set_to_a_workers_share():
     per_worker = max(1, min(2, len(os.sched_getaffinity(0)) // 2))
     assert variables["OMP_NUM_THREADS"] == variables["OPENBLAS_NUM_THREADS"] == str(per_worker)
     assert variables["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert variables["MALLOC_TRIM_THRESHOLD_"] == str(64 << 20)
     assert variables["ASGI_MLPERF_WORKERS"] == "2"
     assert summary.startswith("asgi-mlperf run: 4 CPUs (setting), 2 workers (setting)")
     assert "\n" not in summary

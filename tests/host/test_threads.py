@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 import types
@@ -195,6 +196,29 @@ def test_a_task_that_puts_torchs_count_back_is_not_reported(caps, torch, caplog)
 
     caps.run(handler)
     assert caplog.text == ""
+
+
+def test_a_thread_that_rests_is_capped_anew_with_its_next_task(monkeypatch, clock):
+    rests = []
+    fake = FakeLibrary("libgomp", 8, per_thread=True)
+
+    def rest():
+        rests.append(1)
+        fake.set(8)
+
+    resting = dataclasses.replace(fake.library, rest=rest)
+    plain = FakeLibrary("libomp", 8, per_thread=True)
+    monkeypatch.setattr(libraries, "loaded", lambda _=None: [resting, plain.library])
+    caps = NativeThreadCaps(Widths(4, 1, 1), interop=1, clock=clock)
+    caps.refresh()
+    assert width(caps, fake) == 4
+    caps.rest()
+    assert rests == [1]
+    assert width(caps, fake) == 4
+
+
+def test_what_is_above_the_workers_cpus_is_out_of_reach_of_other_threads(caps):
+    assert caps.out_of_reach == {"openmp": 8, "torch": 8}
 
 
 def test_restore_gives_back_what_was_found_and_caps_nothing_more(caps, openmp, openblas, torch, clock):

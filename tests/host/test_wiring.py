@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 
 import anyio.to_thread
 import pytest
@@ -14,6 +15,7 @@ from starlette.routing import Route
 from tests.host.asking import ask
 
 from asgi_mlperf import Plugin, Settings
+from asgi_mlperf.host.threads import NativeThreadCaps
 
 CPUS = len(os.sched_getaffinity(0))
 
@@ -102,6 +104,39 @@ async def test_unknown_workers_are_a_warning_that_says_what_to_set(monkeypatch, 
     async with Plugin(Settings()).lifespan(Starlette()):
         pass
     assert "set ASGI_MLPERF_WORKERS" in caplog.text
+
+
+@pytest.mark.parametrize("cpus", [1, 64])
+async def test_a_thread_from_before_is_named_if_its_ops_exceed_the_worker(cpus, caplog):
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait, name="queue-worker")
+    thread.start()
+    try:
+        async with Plugin(Settings(workers=1, threads={"cpus": cpus})).lifespan(Starlette()):
+            pass
+    finally:
+        stop.set()
+        thread.join()
+    is_above = torch.get_num_threads() > cpus
+    assert ("queue-worker (threading.Thread)" in caplog.text) == is_above
+
+
+async def test_a_thread_without_calls_for_long_gives_its_native_threads_back_and_works_on(monkeypatch):
+    rested, rest = threading.Event(), NativeThreadCaps.rest
+
+    def tell(caps):
+        rest(caps)
+        rested.set()
+
+    monkeypatch.setattr(NativeThreadCaps, "rest", tell)
+    monkeypatch.setattr("asgi_mlperf.inference.executors._IDLE_S", 0)
+    plugin = Plugin(Settings(workers=1, pool={"threads": 1}))
+    async with plugin.lifespan(Starlette()):
+        width = await plugin.run(torch.get_num_threads)
+        rested.clear()
+        await plugin.run(int)
+        assert await asyncio.to_thread(rested.wait, 10)
+        assert await plugin.run(torch.get_num_threads) == width
 
 
 async def test_pinning_moves_every_thread_and_gives_the_loop_a_core_if_asked():

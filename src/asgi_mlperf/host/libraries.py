@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import ThreadpoolController
@@ -14,13 +15,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("asgi_mlperf")
 
+_SOFT = 1  # omp.h: omp_pause_soft
+
 
 @dataclass(frozen=True)
 class Library:
     """A loaded library: how to read and set how many threads an op may use.
 
     ``per_thread`` is true where the count belongs to the calling thread (OpenMP, torch); else it is one
-    for the process. ``found`` is the count before it was touched: no cap ever raises it.
+    for the process. ``found`` is the count before it was touched: no cap ever raises it. ``rest`` ends the
+    native threads that wait for the calling thread's next op.
     """
 
     name: str
@@ -29,6 +33,7 @@ class Library:
     per_thread: bool
     get: Callable[[], int]
     set: Callable[[int], None]
+    rest: Callable[[], Any] | None = None
 
 
 def look_up() -> ThreadpoolController:
@@ -43,6 +48,8 @@ def loaded(found: ThreadpoolController | None = None) -> Iterator[Library]:
         library = _native(controller)
         if torch is None or not library.per_thread or not _governs(torch, library):
             yield library
+        else:
+            torch = replace(torch, rest=library.rest)
     if torch is not None:
         yield torch
 
@@ -70,7 +77,18 @@ def _native(controller: Any) -> Library:
         in {controller.user_api, layer if controller.internal_api == "openblas" else None},
         get=get,
         set=set_,
+        rest=_rest(controller),
     )
+
+
+def _rest(controller: Any) -> Callable[[], Any] | None:
+    """Only of libgomp: the same call of libomp is for the whole process."""
+    pause = getattr(controller.dynlib, "omp_pause_resource_all", None) if _is_libgomp(controller) else None
+    return pause and partial(pause, _SOFT)
+
+
+def _is_libgomp(controller: Any) -> bool:
+    return bool(controller.internal_api == "openmp" and controller.prefix == "libgomp")
 
 
 def _torch() -> Library | None:

@@ -16,8 +16,6 @@ import time
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from asgi_mlperf.host import libraries
 
 if TYPE_CHECKING:
@@ -32,33 +30,6 @@ log = logging.getLogger("asgi_mlperf")
 
 _LOOK_AGAIN_S = 1.0
 _IMPORTED_IN = os.getpid()
-
-
-class ThreadSettings(BaseModel):
-    """Native threads and CPU placement of one worker."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    enabled: bool = Field(default=True, description="cap native threads at all")
-    native: int | None = Field(
-        default=None,
-        ge=1,
-        le=1024,
-        description="native threads an op may use; default: the CPU budget ÷ the calls that run",
-    )
-    interop: int = Field(default=1, ge=1, le=1024, description="torch inter-op threads")
-    cpus: float | None = Field(
-        default=None,
-        gt=0,
-        description="CPUs of all workers together; default: affinity and cgroup quota",
-    )
-    pin: bool = Field(default=False, description="give each worker physical cores of its own (Linux)")
-    loop_core: bool = Field(
-        default=False, description="with `PIN`: keep one of the worker's cores for the event loop alone"
-    )
-    self_check: bool = Field(
-        default=True, description="at start, count the threads that an op starts and warn if above the cap"
-    )
 
 
 class _OfThread(threading.local):
@@ -165,6 +136,16 @@ class NativeThreadCaps:
             self._place_new()
         self._cap_thread(self._plans[-1], self.widths.share)
 
+    def rest(self) -> None:
+        """End the native threads that wait for the calling thread, which has had no task for long.
+
+        While more of them wait than there are CPUs, libgomp has all of them sleep between an op's parts.
+        """
+        for library in self._per_thread:
+            if library.rest is not None:
+                library.rest()
+        self._of_thread.plan = None  # the count may be gone with them
+
     @property
     def thread_width(self) -> int:
         """What the calling thread was last capped to; 0 if it never was."""
@@ -208,6 +189,11 @@ class NativeThreadCaps:
         for library in self._per_thread + self._per_process:
             counts[library.name] = max(counts.get(library.name, 0), library.get())
         return counts
+
+    @property
+    def out_of_reach(self) -> dict[str, int]:
+        """Counts above the worker's CPUs that hold in threads which tell nothing of themselves."""
+        return {each.name: each.found for each in self._per_thread if each.found > self.widths.alone}
 
     def _mind_fork(self) -> None:
         """Keep a forked event loop off OpenMP teams: libgomp waits for threads that the fork left behind."""

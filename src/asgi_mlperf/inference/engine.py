@@ -47,8 +47,8 @@ class Engine:
 
     ``pools`` gives the settings of each pool by name, ``threads`` that of the default one; each call runs
     through ``around_job``, on the event loop through ``around_inline``. Each thread is inside
-    ``around_thread``, called with its pool's ``nice``. ``spare_cpus`` is how many CPUs there are besides the
-    event loop's.
+    ``around_thread``, called with its pool's ``nice``, and calls ``when_idle`` after 10 s without a call.
+    ``spare_cpus`` is how many CPUs there are besides the event loop's.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Engine:
         threads: int,
         around_job: Callable[[Callable[[], Any]], Any],
         around_thread: Callable[[int], AbstractContextManager[None]],
+        when_idle: Callable[[], None],
         observers: Callable[[str], PoolObservers],
         around_inline: Callable[[Callable[[], Any]], Any],
         batch_observers: Callable[[str], BatchObservers],
@@ -84,6 +85,7 @@ class Engine:
                     settings.threads or threads,
                     around_job=around_job,
                     around_thread=partial(around_thread, settings.nice),
+                    when_idle=when_idle,
                 ),
                 inline=self._inline,
                 observers=observers(name),

@@ -9,7 +9,7 @@ from asyncio.events import _set_running_loop  # public in all but its name: docu
 from collections import deque
 from contextlib import asynccontextmanager
 from contextvars import Context
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import anyio
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
-    _Jobs = SimpleQueue[tuple[Callable[[], Any], Context, Callable[["Outcome"], None]] | None]
+    _Handed = tuple[Callable[[], Any], Context, Callable[["Outcome"], None]] | None
+    _Jobs = SimpleQueue[_Handed]
+
+_IDLE_S = 10.0
 
 
 class Outcome(NamedTuple):
@@ -56,14 +59,17 @@ class ThreadExecutor:
         *,
         around_job: Callable[[Callable[[], Any]], Any],
         around_thread: Callable[[], AbstractContextManager[None]],
+        when_idle: Callable[[], None],
     ) -> None:
         """Call each job through ``around_job``, which returns what the job returns; it must be cheap.
 
-        Each thread enters and leaves ``around_thread`` itself, which must not fail.
+        Each thread enters and leaves ``around_thread`` itself, and calls ``when_idle`` when it has had
+        nothing to do for 10 s; neither may fail.
         """
         self._threads = threads
         self._around_job = around_job
         self._around_thread = around_thread
+        self._when_idle = when_idle
         self._idle: list[_Jobs] = []
         self._busy = 0
 
@@ -100,7 +106,7 @@ class ThreadExecutor:
             self._work(loop, jobs)
 
     def _work(self, loop: asyncio.AbstractEventLoop, jobs: _Jobs) -> None:
-        while (handed := jobs.get()) is not None:
+        while (handed := self._next(jobs)) is not None:
             job, context, done = handed
             outcome = context.run(_attempt, self._around_job, job)
             del handed, job, context
@@ -109,6 +115,13 @@ class ThreadExecutor:
             except RuntimeError:
                 return  # the loop was closed while the job still ran: nobody is left to be told
             del done, outcome
+
+    def _next(self, jobs: _Jobs) -> _Handed:
+        try:
+            return jobs.get(timeout=_IDLE_S)
+        except Empty:
+            self._when_idle()
+            return jobs.get()
 
     def _ended(self, jobs: _Jobs, done: Callable[[Outcome], None], outcome: Outcome) -> None:
         self._busy -= 1

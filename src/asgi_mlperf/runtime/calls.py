@@ -34,6 +34,7 @@ async def inference(
         threads=process.inference_threads,
         around_job=caps.run if caps else _call,
         around_thread=giving_way,
+        when_idle=caps.rest if caps else _do_nothing,
         observers=metrics.pool,
         around_inline=_on_loop(caps) if caps else _call,
         batch_observers=metrics.batches.function,
@@ -84,6 +85,10 @@ def _on_loop(caps: NativeThreadCaps) -> Callable[[Callable[[], Any]], Any]:
         return job()
 
     return run
+
+
+def _do_nothing() -> None:
+    """Without caps there is nothing to end."""
 
 
 def _call(job: Callable[[], Any]) -> Any:
