@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.host.native import OPS as NATIVE
+from tests.host.native import find
 
 from asgi_mlperf.host.environment import COUNTS
 
@@ -58,6 +60,18 @@ def test_in_a_plain_thread_from_before_it_may_which_the_log_says():
     output = started("plain_thread", "conv")["conv"]
     assert output[0] != "0"
     assert "queue-worker (__main__.plain_thread)" in output
+
+
+@pytest.mark.parametrize("library", NATIVE)
+def test_whichever_library_it_is(library):
+    path = find(library)
+    if path is None:
+        pytest.skip(f"{library} is not on this machine, nor in LD_LIBRARY_PATH")
+    of_library = {"NATIVE_LIBRARY": path, "BLIS_NUM_THREADS": "2"}  # BLIS has one thread unless told
+    for where in ("run", "def", "async", "to_thread", "old_thread"):
+        assert (where, started(where, library, **of_library)[library]) == (where, "0")
+    assert started("lazy", library, NATIVE_LIBRARY=path)[library] == "0"
+    assert started("def", library, **of_library, ASGI_MLPERF_ENABLED="false")[library] == "1"
 
 
 @pytest.mark.parametrize("where", ["def", "async"])

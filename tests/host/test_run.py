@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -89,6 +91,19 @@ def test_an_allocator_is_found_where_distributions_put_it(monkeypatch, tmp_path)
     monkeypatch.setattr(run, "_LIBRARIES", (tmp_path / "none", tmp_path))
     assert run.find_allocator("tcmalloc") == library
     assert run.find_allocator("jemalloc") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD and /proc/self/maps are Linux")
+def test_the_server_has_the_allocator_from_its_start(tmp_path):
+    mapped = Path("/proc/self/maps").read_text().split()
+    library = tmp_path / "libjemalloc.so.2"  # stands for it: any library can be preloaded
+    shutil.copy(next(path for path in mapped if "/libm.so" in path or "/libm-" in path), library)
+    _, variables, _ = plan("--allocator", "jemalloc", "--", "app:app", find=lambda name: library)
+    maps = "print(open('/proc/self/maps').read())"
+    done = subprocess.run(
+        [sys.executable, "-c", maps], env=variables, capture_output=True, text=True, check=True
+    )
+    assert str(library) in done.stdout
 
 
 def test_the_launcher_becomes_the_server(monkeypatch, capsys):

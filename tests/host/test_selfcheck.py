@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +42,26 @@ def test_a_thread_that_an_op_starts_is_counted(caps, monkeypatch):
     assert finding.started["torch matmul"] + finding.started["torch convolution"] >= 1
     assert finding.above["torch"] == 2
     torch.set_num_threads(1)
+
+
+def test_a_thread_that_intels_openmp_names_itself_is_counted(caps, monkeypatch):
+    over = threading.Event()
+
+    def work():
+        Path("/proc/self/task", str(threading.get_native_id()), "comm").write_text("openmp_worker")
+        named.set()
+        over.wait()
+
+    def op():
+        thread.start()
+        named.wait()
+
+    thread, named = threading.Thread(target=work), threading.Event()
+    monkeypatch.setattr(selfcheck, "_ops", lambda: [("numpy matmul", op)])
+    finding = check(caps)
+    over.set()
+    thread.join()
+    assert finding.above == {"numpy": 2}
 
 
 def test_what_is_above_is_named_with_the_fix():

@@ -19,6 +19,7 @@ log = logging.getLogger("asgi_mlperf")
 
 TASKS = Path("/proc/self/task")
 _NAME = "mlperf-probe"
+_NATIVE_NAMES = frozenset({_NAME, "openmp_worker"})  # Intel's OpenMP names its threads itself
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _probe(caps: NativeThreadCaps) -> Finding:
 
 
 def _started() -> Iterator[tuple[str, int]]:
-    """Run each op, and count the threads that bear this thread's name: a native thread inherits it."""
+    """Run each op, and count the threads with this thread's name, which a native thread inherits."""
     own = TASKS / str(threading.get_native_id()) / "comm"
     if not own.exists():
         return
@@ -115,7 +116,7 @@ def _started() -> Iterator[tuple[str, int]]:
 
 
 def _namesakes() -> int:
-    return sum(_name(task) == _NAME for task in TASKS.iterdir())
+    return sum(_name(task) in _NATIVE_NAMES for task in TASKS.iterdir())
 
 
 def _name(task: Path) -> str:
