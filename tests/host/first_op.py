@@ -64,8 +64,8 @@ def started_by(op: str, names: dict[str, object]) -> str:
     before = own.read_text()
     own.write_text("first-op")
     exec(OPS[op][2], names)
-    names = [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
-    started = names.count("first-op") - 1 + names.count("openmp_worker")
+    threads = [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
+    started = threads.count("first-op") - 1 + threads.count("openmp_worker")
     own.write_text(before)
     return str(started)
 
