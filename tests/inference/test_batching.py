@@ -320,7 +320,7 @@ async def test_items_that_arrive_turn_by_turn_share_a_batch():
 
 async def test_items_that_never_stop_arriving_do_not_hold_up_the_first(monkeypatch):
     times = itertools.count(deadlines.clock(), 0.001)
-    monkeypatch.setattr("asgi_mlperf.inference.batching.clock", lambda: next(times))
+    monkeypatch.setattr("asgi_mlperf.inference.gathering.clock", lambda: next(times))
     plugin = one_thread()
     model = Model(plugin)
     async with plugin.lifespan(Starlette()):
@@ -341,7 +341,7 @@ async def held(model: Model) -> tuple[asyncio.Task[int], asyncio.Task[int]]:
     batcher.placement = OneAtATime(inline=False)
     first, second = await model.busy(), asyncio.create_task(model.predict(1))
     with anyio.fail_after(30):
-        while not batcher._held:
+        while not batcher.gathering._held:
             await anyio.lowlevel.checkpoint()
     return first, second
 

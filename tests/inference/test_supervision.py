@@ -8,13 +8,14 @@ from starlette.applications import Starlette
 from tests.support import call
 
 from asgi_mlperf import BatchError, Overloaded, Plugin, Settings
-from asgi_mlperf.inference import batching
 from asgi_mlperf.inference.backlog import Backlog
+from asgi_mlperf.inference.batching import Batcher
+from asgi_mlperf.inference.gathering import Gathering
 
 
 def crashes(monkeypatch, where: str, *, times: int = 1) -> None:
     """Let a step of the dispatcher fail, as an error of ours would."""
-    owner = Backlog if hasattr(Backlog, where) else batching.Batcher
+    owner = next(kind for kind in (Backlog, Gathering, Batcher) if hasattr(kind, where))
     step, left = getattr(owner, where), [times]
 
     def failing(self, *args, **options):
@@ -68,7 +69,7 @@ async def test_a_crash_while_gathering_leaves_nothing_for_the_drain_to_wait_for(
     plugin, app = Plugin(Settings(health={"drain_ms": 60_000})), Starlette()
     echo = plugin.batched(lambda items: items)
     async with plugin.lifespan(app):
-        crashes(monkeypatch, "_gathered")
+        crashes(monkeypatch, "_is_complete")
         with pytest.raises(BatchError, match="a bug"):
             await echo(1)
 

@@ -62,7 +62,7 @@ class Batch:
     def finish(self, outcome: Outcome) -> None:
         """Give each caller its own result or its own error."""
         try:
-            self._batcher.ended(inline=self.inline)
+            self._batcher.gathering.ended(inline=self.inline)
             self._finish(outcome)
         except Exception as error:  # noqa: BLE001 - as above
             self._settle_all(self._batcher.crashed(error))
@@ -102,7 +102,7 @@ class Batch:
         self._batcher.note(self._started, self._items, self._size, inline=self.inline)
         self.seat.deadline = max([item.deadline for item in self._items])
         job = self.job([item.value for item in self._items])
-        self._batcher.began(inline=self.inline)
+        self._batcher.gathering.began(inline=self.inline)
         if not self._batcher.placement.metered:
             return job
         self._meter = self._batcher.placement.meter(self._size)

@@ -12,7 +12,7 @@ from asgi_mlperf.inference.backlog import Backlog, Item, Room
 from asgi_mlperf.inference.batches import Batch
 from asgi_mlperf.inference.costs import BatchCost
 from asgi_mlperf.inference.deadlines import clock
-from asgi_mlperf.inference.gate import level_of
+from asgi_mlperf.inference.gathering import Gathering
 from asgi_mlperf.inference.options import runs_on_loop
 from asgi_mlperf.inference.results import computing, copy_of
 from asgi_mlperf.inference.waiting import name_of
@@ -31,8 +31,6 @@ log = logging.getLogger("asgi_mlperf")
 
 AnItem = TypeVar("AnItem", bound=Item)
 
-_QUIET_TURNS = 2
-_GATHER_S = 0.004
 _FIRST_RESTART_S = 0.1
 _LONGEST_RESTART_S = 10.0
 
@@ -68,18 +66,11 @@ class Batcher:
         self._observers = observers
         self._waiting = Backlog()
         self._cost = BatchCost()
-        self._place: Batch | None = None
-        self._gathering = False
-        self._quiet_turns = 0
-        self._asked_at = 0.0
-        self._arrived = self._arrived_before = 0
+        self.gathering = Gathering(self)
         self._ran_inline: bool | None = None
-        self._on_threads = 0
-        self._held = False
         self._elsewhere = "task" if runs_on_loop(func) else "thread"
         self._restart: asyncio.TimerHandle | None = None
         self._restart_s = _FIRST_RESTART_S
-        self._context_of_turns = context.copy()
 
     @property
     def service(self) -> ServiceTime:
@@ -107,9 +98,7 @@ class Batcher:
         key, cost = self._labels(value)
         item = kind(value, name=self.name, queued_at=now, deadline=deadline, key=key, cost=cost)
         self._waiting.add(item)
-        self._arrived += 1
-        if self._place is None:
-            self._ask(now)
+        self.gathering.arrived(now)
         return item
 
     def leave(self, item: Item) -> None:
@@ -120,9 +109,18 @@ class Batcher:
         """Return how large the next batch may be inline, 0 where it is to use a thread."""
         if is_retry:
             return 0.0 if self.placement.metered else self.placement.room(1.0, 1.0)
-        return self._next_up()[0] if self._waiting else 0.0
+        return self.next_up()[0] if self._waiting else 0.0
 
-    def _next_up(self) -> tuple[float, float]:
+    @property
+    def waiting(self) -> int:
+        """How many items wait."""
+        return len(self._waiting)
+
+    def expected_s(self, size: float) -> float:
+        """Seconds that a batch of ``size`` should take."""
+        return self._cost.mean(size)
+
+    def next_up(self) -> tuple[float, float]:
         """Return what may run inline of the next batch, and the size that it would have."""
         least, wanted = self._waiting.next_up(self.options.max_size)
         most = min(self.options.max_size * least, self.options.budget)
@@ -131,7 +129,7 @@ class Batcher:
 
     def take(self, now: float, inline_size: float, items: list[Item]) -> float:
         """Move to ``items`` a batch of the oldest that somebody still waits for; return its padded size."""
-        self._place = None
+        self.gathering.over()
         options, cost = self.options, self._cost
         largest = options.max_size if options.cost is None else options.budget
         room = Room(
@@ -139,21 +137,12 @@ class Batcher:
         )
         size, reason = self._waiting.take(now, room, items)
         if self._waiting:
-            self._ask(now)
+            self.gathering.begin(now)
         if items:
             self._observers.closed(reason)
         else:
             cost.doubt()
         return size
-
-    def began(self, *, inline: bool) -> None:
-        """Count a batch that runs from now on."""
-        self._on_threads += not inline
-
-    def ended(self, *, inline: bool) -> None:
-        """Count it no more, and let the next one follow that waited for its CPU."""
-        self._on_threads -= not inline
-        self._follow()
 
     def note(self, now: float, items: list[Item], size: float, *, inline: bool) -> None:
         """Measure a batch that begins."""
@@ -190,7 +179,7 @@ class Batcher:
 
     def fail_waiting(self, error: Exception) -> None:
         """Give every waiting item the error: there will be no slot."""
-        self._place = None
+        self.gathering.over()
         for item in self._waiting.clear():
             item.settle(None, copy_of(error))
 
@@ -199,9 +188,7 @@ class Batcher:
         log.error("the dispatcher of %s failed, and starts again", self.name, exc_info=error)
         failure = BatchError(f"the dispatcher of {self.name} failed: {error!r}")
         failure.__cause__ = error
-        if self._gathering:
-            self._gathering = self._held = False
-            self.pool.retract()
+        self.gathering.stop()
         self.fail_waiting(failure)
         self._waiting = Backlog()
         if self.down is None:
@@ -212,10 +199,10 @@ class Batcher:
         return failure
 
     def close(self) -> None:
-        """Leave no timer behind."""
+        """Leave no timer behind, and nothing that waits for one of its batches."""
         if self._restart is not None:
             self._restart.cancel()
-        self._follow()
+        self.gathering.follow()
 
     def _begin_anew(self) -> None:
         self.down = None
@@ -232,50 +219,3 @@ class Batcher:
                 f"an item of {self.name} costs {cost}, and a whole batch may cost {options.budget} (max_cost)"
             )
         return key, cost
-
-    def _ask(self, now: float) -> None:
-        """Ask for a slot, once what arrives at the same time is there too."""
-        self._place = self.batch_type(self, queued_at=now, level=level_of(None), items=[])
-        self._gathering = True
-        self._quiet_turns, self._arrived_before, self._asked_at = 0, self._arrived, clock()
-        self.pool.announce()
-        self._next_turn(self._place)
-
-    def _next_turn(self, place: Batch) -> None:
-        asyncio.get_running_loop().call_soon(self._gather, place, context=self._context_of_turns)
-
-    def _gather(self, place: Batch) -> None:
-        if place is not self._place:
-            return  # all has begun anew since
-        try:
-            gathered = self._gathered()
-        except Exception as error:  # noqa: BLE001 - supervised: the callers are told
-            self.crashed(error)
-            return
-        if not gathered:
-            self._next_turn(place)
-        elif self._on_threads < self.placement.most_on_threads or self.pool.closed:
-            self._submit(place)
-        else:
-            self._held = True  # until one of them has ended
-
-    def _submit(self, place: Batch) -> None:
-        self._gathering = self._held = False
-        self.pool.submit_announced(place)
-
-    def _follow(self) -> None:
-        if self._held and self._place is not None:
-            self._submit(self._place)
-
-    def _gathered(self) -> bool:
-        """Say whether a batch is as large as it may be, two turns brought nothing, or they take long."""
-        quiet = self._arrived == self._arrived_before
-        self._quiet_turns = self._quiet_turns + 1 if quiet else 0
-        self._arrived_before = self._arrived
-        waiting = len(self._waiting)
-        if not waiting or waiting >= self.options.max_size or self._quiet_turns >= _QUIET_TURNS:
-            return True
-        room, wanted = self._next_up()
-        if 0 < room < wanted:
-            return True
-        return clock() - self._asked_at > max(_GATHER_S, self._cost.mean(waiting))
