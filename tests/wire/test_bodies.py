@@ -252,20 +252,46 @@ def test_arrow_nulls_are_refused_as_such():
 
 
 @pytest.mark.parametrize("dtype", ["i1", "i8", "u2", "u8", "f2", "f4", "f8"])
-@pytest.mark.parametrize("shape", [(6,), (2, 3), (6, 1), (1, 6), (1, 2, 3), (3, 1, 2, 1)])
+@pytest.mark.parametrize("shape", [(48,), (2, 24), (1, 48), (2, 2, 12), (3, 1, 1, 16)])
 def test_simdjson_reads_whatever_numbers_fill_an_array(dtype, shape):
-    numbers = np.array([0, 1, 127, 3, 2, 100], dtype).reshape(shape)
+    numbers = np.array([0, 1, 127, 3, 2, 100] * 8, dtype).reshape(shape)
     read = json_numbers.read_numbers(json.dumps(numbers.tolist()).encode(), numbers.dtype)
     assert np.array_equal(read, numbers)
 
 
 @pytest.mark.parametrize("text", [
-    "", "1", "[]", "[[],[]]", "[1,[2]]", "[[1],2]", "[[1],[2,3]]", "[[1,[2]],[3,4]]", "[[[1]],[2]]",
-    "[[1],[[2]]]", '["a"]', '[["["]]', "[{}]", '[{"a":1}]', "[null]", "[true]", "[1]]", "[1] [2]", "[1e999]",
-    "\ufeff[1]", "[18446744073709551616]", "[" * 2000 + "]" * 2000,
+    "", "1", "[]", "[[],[]]", "[[1],[2],[3]]", "[1,[2]]", "[[1],2]", "[[1],[2,3]]", "[[1,[2]],[3,4]]",
+    "[[[1]],[2]]", "[[1],[[2]]]", '["a"]', '[["["]]', "[{}]", '[{"a":1}]', "[null]", "[true]", "[1]]",
+    "[1] [2]", "[1e999]", "\ufeff[1]", "[18446744073709551616]",
+    "[" * 2000 + "]" * 2000, "[" * 65 + "1," * 1000 + "1" + "]" * 65, "[" * 33 + "1," * 1000 + "1" + "]" * 33,
 ])  # fmt: skip
 def test_simdjson_leaves_everything_else_to_orjson(text):
     assert json_numbers.read_numbers(text.encode(), np.dtype("f8")) is None
+
+
+@pytest.mark.parametrize("error", [ImportError, RuntimeError, AttributeError])
+def test_json_is_read_where_simdjson_is_missing_or_broken(error, monkeypatch):
+    def importing(name):
+        raise error
+
+    monkeypatch.setattr(json_numbers, "import_module", importing)
+    json_numbers._parser.cache_clear()
+    assert post(ArrayBody("f4"), "[1,2]").tolist() == [1, 2]
+    json_numbers._parser.cache_clear()
+
+
+@with_either_reader
+@pytest.mark.parametrize(
+    ("dtype", "shape", "data", "kind", "loc"),
+    [
+        ("i1", "n 3", f"[{[1, 300] + [1] * 30}]", "out_of_range", [0, 1]),
+        ("f4", "n n", f"[{[1e39] + [1] * 30}]", "out_of_range", [0, 0]),
+        ("f4", "n", "[" * 40 + f"{[1] * 300}" + "]" * 40, "shape", []),
+        ("f4", "...", "[" * 70 + f"{[1] * 300}" + "]" * 70, "shape", []),
+    ],
+)
+def test_of_two_things_that_are_wrong_either_reader_names_the_same(dtype, shape, data, kind, loc):
+    assert refusal(ArrayBody(dtype, shape), data) == (422, kind, ["body", *loc])
 
 
 @with_either_reader

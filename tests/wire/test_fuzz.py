@@ -182,16 +182,20 @@ def test_json_tables_read_in_pieces_are_read_as_in_one(data):
 
 
 NUMBERS = st.integers(-(2**65), 2**65) | st.floats(allow_nan=False, allow_infinity=False)
-LISTS = st.recursive(NUMBERS, lambda children: st.lists(children, min_size=1, max_size=3), max_leaves=12)
+ROWS = st.integers(1, 3).flatmap(
+    lambda n: st.lists(NUMBERS, min_size=n, max_size=n).map(lambda row: row * 16)
+)
+LISTS = st.recursive(ROWS, lambda children: st.lists(children, min_size=1, max_size=3), max_leaves=4)
 
 
 @fuzz
 @given(
     mutated(SEEDS[formats.JSON]) | (LISTS | JSON).map(lambda value: bytearray(json.dumps(value), "ascii")),
     DTYPES,
+    SHAPES,
 )
-def test_json_is_read_with_simdjson_as_without(data, dtype):
-    parser = ArrayBody(dtype)
+def test_json_is_read_with_simdjson_as_without(data, dtype, shape):
+    parser = ArrayBody(dtype, shape)
     with_it = read(parser, data, formats.JSON)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_numbers, "_parser", lambda: None)

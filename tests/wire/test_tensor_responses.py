@@ -3,6 +3,7 @@ import io
 import itertools
 import json
 import types
+from enum import Enum
 
 import numpy as np
 import pytest
@@ -116,6 +117,17 @@ def test_several_arrays_travel_by_name(media_type):
     assert arrays["b"].tolist() == [[1, 1], [1, 1]]
 
 
+class Label(str, Enum):  # noqa: UP042 - the older way, which says "Label.CAT" of itself
+    CAT = "cat"
+
+
+@pytest.mark.parametrize("name", [np.str_("cat"), Label.CAT])
+def test_names_may_be_strings_of_any_kind(name):
+    assert list(safetensors.load(get({name: np.ones(1)}, SAFETENSORS).content)) == ["cat"]
+    assert pa.ipc.open_stream(get({name: np.ones(1)}, ARROW).content).read_all().column_names == ["cat"]
+    assert pa.ipc.open_stream(get({"__metadata__": np.ones(1)}, ARROW).content).read_all().num_columns == 1
+
+
 def test_what_only_json_can_say_is_offered_as_json_only():
     assert get({"a": np.ones(1), "note": "hi"}, f"{NPY}, */*;q=0.1").json() == {"a": [1], "note": "hi"}
     assert get({"a": np.ones(1)}, NPY).status_code == 406
@@ -134,6 +146,10 @@ def test_what_only_json_can_say_is_offered_as_json_only():
         ({"a": np.ones(1), "b": np.ones(2)}, ARROW, r"^\$: columns of different lengths \[1, 2\]"),
         ({1: np.ones(1)}, SAFETENSORS, r"^\$: 1 cannot name an array in safetensors"),
         ({1: np.ones(1)}, ARROW, r"^\$: 1 cannot name an array in arrow"),
+        ({"\ud800": np.ones(1)}, ARROW, r"^\$: '\\ud800' cannot name an array in arrow"),
+        ({"a" * 2_000_000: np.ones(1)}, SAFETENSORS, r"^\$: names of 20\d{5} bytes in all"),
+        (np.ones(1, "c8"), ARROW, r"^\$\.data: Arrow cannot hold complex64"),
+        (np.empty((2**33, 0), "f4"), ARROW, r"^\$: Arrow cannot hold that many: .*2\^31"),
         ({"__metadata__": np.ones(1)}, SAFETENSORS, r"^\$: '__metadata__' cannot name an array"),
         (torch.eye(2).to_sparse(), NPY, r"^\$: sparse_coo tensor: call .to_dense"),
     ],

@@ -71,12 +71,22 @@ def encode(content: Any, media_type: str, name: str) -> tuple[Iterator[bytes], d
         array = _plain(content, "$")
         return (_npy(array), {}) if media_type == NPY else (_slices(array), _raw_headers(array))
     arrays = content if isinstance(content, Mapping) else {name: content}
-    for each in arrays:
-        if not isinstance(each, str) or each == named_tensors.METADATA:
-            raise UnserializableError(
-                f"$: {each!r} cannot name an array in {NAMES[media_type]}: use another name"
-            )
-    return (_safetensors(arrays) if media_type == SAFETENSORS else _arrow(arrays)), {}
+    named = {_name(each, media_type): array for each, array in arrays.items()}
+    return (_safetensors(named) if media_type == SAFETENSORS else _arrow(named)), {}
+
+
+def _name(name: object, media_type: str) -> str:
+    """``name`` as plain text; a string may be NumPy's, or an enumeration's member."""
+    try:
+        text = str.__str__(name)
+        text.encode()
+    except (TypeError, UnicodeEncodeError):
+        text = None
+    if text is None or (text == named_tensors.METADATA and media_type == SAFETENSORS):
+        raise UnserializableError(
+            f"$: {name!r} cannot name an array in {NAMES[media_type]}: use another name"
+        )
+    return text
 
 
 def _plain(value: object, path: str) -> NDArray[Any]:
@@ -115,7 +125,10 @@ def _safetensors(arrays: Mapping[str, Any]) -> Iterator[bytes]:
     for name, array in plain.items():
         if not named_tensors.can_say(array.dtype.name):
             raise UnserializableError(f"$.{name}: safetensors has no {array.dtype}: ask for another format")
-    return chain([named_tensors.header(plain)], chain.from_iterable(map(_slices, plain.values())))
+    header = named_tensors.header(plain)
+    if len(header) > named_tensors.MOST_HEADER_BYTES:
+        raise UnserializableError(f"$: names of {len(header)} bytes in all: use shorter ones")
+    return chain([header], chain.from_iterable(map(_slices, plain.values())))
 
 
 def _arrow(arrays: Mapping[str, Any]) -> Iterator[bytes]:
@@ -126,14 +139,26 @@ def _arrow(arrays: Mapping[str, Any]) -> Iterator[bytes]:
         raise UnserializableError(f"$: columns of different lengths {sorted(lengths)}: Arrow wants a table")
     batch = pa.record_batch(list(columns.values()), names=list(columns))
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
+    try:
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+    except pa.ArrowException as error:
+        raise UnserializableError(f"$: Arrow cannot hold that many: {error}") from error
     body = memoryview(sink.getvalue())
     return (bytes(body[at : at + _PIECE_BYTES]) for at in range(0, len(body), _PIECE_BYTES))
 
 
 def _column(pa: Any, value: object, path: str) -> Any:
     array = tensors.to_numpy(value) if _is_text(value) else _plain(value, path)
+    try:
+        return _in_arrow(pa, array)
+    except (pa.ArrowException, OverflowError) as error:
+        raise UnserializableError(
+            f"{path}: Arrow cannot hold {array.dtype} of {array.shape}: {error}"
+        ) from error
+
+
+def _in_arrow(pa: Any, array: NDArray[Any]) -> Any:
     if array.ndim > 1 and not array.size:
         return _empty(pa, array)
     if array.ndim > 1:

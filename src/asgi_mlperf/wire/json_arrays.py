@@ -50,7 +50,7 @@ def read_array(body: Received, dtype: np.dtype[Any], shape: Shape, *, finite: bo
     if body.is_heavy:
         return _in_pieces(body, dtype, shape, finite=finite)
     text = body.text()
-    if (numbers := read_numbers(text, dtype)) is not None:
+    if (numbers := read_numbers(text, dtype)) is not None and shape.fits(numbers.shape):
         return numbers
     value = loads(text)
     nested = Nested(_depth(value), dtype, shape, finite=finite)

@@ -17,24 +17,30 @@ if TYPE_CHECKING:
 
 _OPEN = ord("[")
 _KINDS = {"f": "d", "i": "i", "u": "u"}
+_SHORT_LIST = 8
+_MOST_AXES = 32
 
 
 def read_numbers(text: bytes, dtype: np.dtype[Any]) -> NDArray[Any] | None:
     """The array of 64 bits a number that ``text`` holds, or nothing where that is for another reader to say.
 
     Nothing, unless it is a list of numbers, or lists of equal lengths of them, that fit into 64 bits of the
-    kind of ``dtype``; and without simdjson.
+    kind of ``dtype``; nor where most lists are so short that it takes longer; nor without simdjson.
     """
     parse, kind = _parser(), _KINDS.get(dtype.kind)
     if parse is None or kind is None or not text.startswith(b"["):  # simdjson passes over a byte order mark
         return None
+    count = int(np.count_nonzero(np.frombuffer(text, "u1") == _OPEN))
+    if count * _SHORT_LIST > len(text):
+        return None
     try:
         lists = parse(text)
         numbers = np.frombuffer(lists.as_buffer(of_type=kind), dtype.kind + "8")
-        sizes = _sizes(lists, int(np.count_nonzero(np.frombuffer(text, "u1") == _OPEN)))
-    except (ValueError, TypeError, RuntimeError):
+        sizes = _sizes(lists, count)
+    except (ValueError, TypeError, RuntimeError, MemoryError):
         return None
-    return numbers.reshape(sizes) if 0 < numbers.size == math.prod(sizes) else None
+    fills = 0 < numbers.size == math.prod(sizes) and len(sizes) <= _MOST_AXES
+    return numbers.reshape(sizes) if fills else None
 
 
 def _sizes(lists: Any, count: int) -> list[int]:
@@ -58,6 +64,6 @@ def _sizes(lists: Any, count: int) -> list[int]:
 def _parser() -> Callable[[bytes], Any] | None:
     try:
         parser = import_module("simdjson").Parser
-    except ImportError:
+    except (ImportError, RuntimeError, AttributeError):  # broken, or another module of that name
         return None
     return lambda text: parser().parse(text)

@@ -35,7 +35,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 METADATA = "__metadata__"
 """What a header calls texts about the file; no tensor can have that name."""
 _LENGTH_BYTES = 8
-_MOST_HEADER_BYTES = 1_000_000
+MOST_HEADER_BYTES = 1_000_000
 
 
 class Entry(NamedTuple):
@@ -72,7 +72,7 @@ def entries(data: Memory) -> Iterator[Entry]:
     """
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
     end = _LENGTH_BYTES + length
-    if not length or length > _MOST_HEADER_BYTES or end > len(data):
+    if not length or length > MOST_HEADER_BYTES or end > len(data):
         raise ValueError(f"a header of {length} bytes")
     try:
         told = orjson.loads(data[_LENGTH_BYTES:end])

@@ -9,7 +9,9 @@ from contextlib import suppress
 
 BUDGET_S = 0.001
 """How long work on a heavy body holds the interpreter at a time, apart from the call that it is in."""
-_LONGEST_WAIT_S = 0.1
+_LONGEST_WAIT_S = 0.005
+"""A loop that does not turn for so long runs something that lets the interpreter go, or has much to do."""
+_BREATH_S = 0.0002
 
 
 class Pace:
@@ -22,7 +24,7 @@ class Pace:
             self._loop = asyncio.get_running_loop()
 
     def breathe(self) -> None:
-        """Wait until the event loop has turned once, when the budget is spent.
+        """Wait until the event loop has turned once, or for 5 ms, when the budget is spent.
 
         Sleeping is worse: what the loop needs nothing of is waited for in vain, and where the system wakes it
         later than the sleeper, the interpreter is taken again.
@@ -32,7 +34,9 @@ class Pace:
         turned = threading.Lock()
         turned.acquire()
         with suppress(RuntimeError):  # a loop that was closed
-            if self._loop is not None:
+            if self._loop is None:
+                time.sleep(_BREATH_S)
+            else:
                 self._loop.call_soon_threadsafe(turned.release)
                 turned.acquire(timeout=_LONGEST_WAIT_S)
         self._since = time.perf_counter()

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from asgi_mlperf.exceptions import UnserializableError
 from asgi_mlperf.wire.encoding import begin, pieces
 from asgi_mlperf.wire.pacing import Pace
-from asgi_mlperf.wire.sending import collect, send_pieces
+from asgi_mlperf.wire.sending import pack, send_pieces
 from asgi_mlperf.wire.timing import clock, encoded
 from asgi_mlperf.wire.weight import weigh
 
@@ -116,12 +116,12 @@ class ORJSONResponse(JSONResponse):
 
     def _collect(self, later: Iterator[bytes], pace: Pace) -> Body:
         try:
-            return collect(later, pace)
+            return pack(later, pace)
         except UnserializableError as error:
             if self.simpler is None:
                 raise
             simple = simplified(self.simpler, error)
-            return collect(pieces(simple, json_settings.get()), pace)
+            return pack(pieces(simple, json_settings.get()), pace)
 
 
 def simplified(simpler: Callable[[], Any], error: UnserializableError) -> Any:
