@@ -322,7 +322,7 @@ async def test_the_instrumentators_preset_counts_what_the_instrumentator_counts(
                 expected.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
     for name, values in expected.items():
         assert shown[name].keys() == values.keys(), name
-        if not name.endswith(("seconds_sum", "seconds_bucket", "size_bytes_sum")):  # no two take the same time
+        if not name.endswith(("seconds_sum", "seconds_bucket", "size_bytes_sum")):  # times differ
             assert shown[name] == values, name
     sent = "http_response_size_bytes_sum"
     # There the 500 that the server answers for a crashed app has no length either.
