@@ -63,6 +63,24 @@ def test_a_servers_own_threads_are_not(monkeypatch, module):
         assert early_threads() == before
 
 
+def test_executors_threads_are_known_whatever_wraps_their_start(monkeypatch):
+    run = threading.Thread.run
+    monkeypatch.setattr(threading.Thread, "run", lambda thread: run(thread))  # noqa: PLW0108 - a frame of its own
+    before = early_threads()
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(int).result()
+        assert early_threads() == before
+
+
+def test_names_cannot_forge_a_line_of_the_log():
+    with Worker("x\nCRITICAL " + "y" * 1000):
+        [named] = [each for each in early_threads() if "CRITICAL" in each]
+    assert "\n" not in named
+    assert len(named) < 200
+    many = [f"worker-{number}" for number in range(200)]
+    assert "worker-4 and 195 more" in complaint(many, {"torch": 8}, 2)
+
+
 def test_they_are_told_with_the_fix():
     text = complaint(["queue-worker (app.serve)"], {"torch": 8, "libgomp": 4}, 2)
     for part in (

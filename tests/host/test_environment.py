@@ -28,7 +28,7 @@ def test_what_the_app_changed_meanwhile_stays(monkeypatch):
 
 
 def test_a_launch_sets_the_counts_and_how_threads_wait():
-    variables = launch_variables(2)
+    variables = launch_variables(2, {})
     assert variables["OMP_NUM_THREADS"] == "2"
     assert variables["OMP_WAIT_POLICY"] == "PASSIVE"
     assert int(variables["GOMP_SPINCOUNT"]) > 0

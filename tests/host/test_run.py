@@ -47,7 +47,6 @@ def test_what_libraries_read_when_they_are_loaded_is_set_to_a_workers_share():
     per_worker = max(1, min(2, len(os.sched_getaffinity(0)) // 2))
     assert variables["OMP_NUM_THREADS"] == variables["OPENBLAS_NUM_THREADS"] == str(per_worker)
     assert variables["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert variables["MALLOC_TRIM_THRESHOLD_"] == str(64 << 20)
     assert variables["ASGI_MLPERF_WORKERS"] == "2"
     assert summary.startswith("asgi-mlperf run: 4 CPUs (setting), 2 workers (setting)")
     assert "\n" not in summary
@@ -69,6 +68,19 @@ def test_what_is_set_already_is_left_alone_and_named():
     _, variables, summary = plan("--", "app:app", environ={"OMP_NUM_THREADS": "7"})
     assert "OMP_NUM_THREADS" not in variables
     assert "left as set: OMP_NUM_THREADS" in summary
+
+
+@pytest.mark.parametrize("policy", ["PASSIVE", "ACTIVE"])
+def test_how_threads_wait_is_left_to_the_user_altogether(policy):
+    _, variables, summary = plan("--", "app:app", environ={"OMP_WAIT_POLICY": policy})
+    assert variables.keys().isdisjoint({"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"})
+    assert "left as set: OMP_WAIT_POLICY" in summary
+
+
+@pytest.mark.parametrize("off", [{"enabled": False}, {"threads": {"enabled": False}}])
+def test_what_is_switched_off_is_not_set(off):
+    _, variables, _ = run.plan(options("--", "app:app"), Settings(**off), {}, lambda _name: None)
+    assert variables.keys() <= {"ASGI_MLPERF_WORKERS"}
 
 
 def test_an_allocator_is_preloaded_only_if_asked_and_found(tmp_path):

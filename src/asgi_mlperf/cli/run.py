@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from asgi_mlperf.exceptions import ConfigurationError
-from asgi_mlperf.host.allocator import thresholds
 from asgi_mlperf.host.cpu import cpu_budget
 from asgi_mlperf.host.environment import launch_variables
 from asgi_mlperf.host.supervisor import Workers, workers_told
@@ -77,7 +76,7 @@ def plan(
         cores=budget.cores_per_worker,
         inference_threads=settings.pool.threads or budget.per_worker,
     )
-    wanted = launch_variables(allowed.alone) | thresholds(settings.threads.keep_freed_mib)
+    wanted = launch_variables(allowed.alone, environ) if settings.enabled and settings.threads.enabled else {}
     left_alone = sorted(wanted.keys() & environ.keys())
     variables = {name: text for name, text in wanted.items() if name not in environ}
     if told.known:

@@ -14,7 +14,30 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _TOLD_OF = frozenset({"concurrent.futures.thread", "anyio._backends._asyncio"})
-_RUN_NO_MODELS = frozenset({"asgi_mlperf", "granian", "gunicorn", "hypercorn", "logging", "uvicorn"})
+_RUN_NO_MODELS = frozenset(
+    {
+        "asgi_mlperf",
+        "concurrent",
+        "debugpy",
+        "execnet",
+        "granian",
+        "gunicorn",
+        "hypercorn",
+        "logging",
+        "multiprocessing",
+        "opentelemetry",
+        "prometheus_client",
+        "pydevd",
+        "sentry_sdk",
+        "socketserver",
+        "tqdm",
+        "uvicorn",
+        "watchdog",
+        "watchfiles",
+    }
+)
+_MOST_NAMED = 5
+_MOST_LETTERS = 60
 
 
 def early_threads() -> tuple[str, ...]:
@@ -25,35 +48,39 @@ def early_threads() -> tuple[str, ...]:
     """
     frames = sys._current_frames()  # noqa: SLF001 - documented in the standard library
     told = {threading.main_thread(), threading.current_thread()}
-    found = (
-        (thread.name, _target(frames.get(thread.ident or 0)))
+    calls = (
+        (thread.name, _calls(frames.get(thread.ident or 0)))
         for thread in threading.enumerate()
         if thread not in told
     )
     return tuple(
-        f"{name} ({module}.{function})"
-        for name, (module, function) in found
-        if module not in _TOLD_OF and module.partition(".")[0] not in _RUN_NO_MODELS
+        f"{ascii(name)[1:-1][:_MOST_LETTERS]} ({'.'.join(found[-1])})"
+        for name, found in calls
+        if not any(module in _TOLD_OF for module, _ in found)
+        and found[-1][0].partition(".")[0] not in _RUN_NO_MODELS
     )
 
 
 def complaint(early: Iterable[str], counts: Mapping[str, int], allowed: int) -> str:
     """Say which threads the caps miss, what an op may use in them, and what to do."""
     widest = max(counts, key=lambda library: counts[library])
+    names = list(early)
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    named = ", ".join(names[:_MOST_NAMED]) + more
     return (
-        f"threads that ran before the plugin are not capped: {', '.join(early)}. An op in one may use "
+        f"threads that ran before the plugin are not capped: {named}. An op in one may use "
         f"{counts[widest]} native threads ({widest}) where this worker has {allowed}. If one runs models, "
         f"start it in the app's lifespan, or set OMP_NUM_THREADS={allowed} before the server starts, as "
         "asgi-mlperf run does"
     )
 
 
-def _target(frame: FrameType | None) -> tuple[str, str]:
-    """Return module and name of the function that a thread was started for."""
-    target = ("threading", "Thread")
+def _calls(frame: FrameType | None) -> list[tuple[str, str]]:
+    """Return module and name of each function that a thread is in; the last is what it was started for."""
+    calls = [("threading", "Thread")]
     while frame is not None:  # from the innermost call to the outermost
         module = frame.f_globals.get("__name__", "")
         if module != "threading":
-            target = (module, frame.f_code.co_qualname)
+            calls.append((module, frame.f_code.co_qualname))
         frame = frame.f_back
-    return target
+    return calls

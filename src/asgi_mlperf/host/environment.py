@@ -30,21 +30,18 @@ def thread_counts(threads: int) -> dict[str, str]:
     return dict.fromkeys(COUNTS, str(threads))
 
 
-def launch_variables(threads: int) -> dict[str, str]:
-    """Return the same, and what else only holds from a process's start.
+def launch_variables(threads: int, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the same, and what else only holds from a process's start, as far as ``environ`` leaves it open.
 
     OpenMP threads that wait for the next part of an op spin for about 1 ms, not for 6 ms after it
     in which the event loop and other workers need the CPU (KMP_BLOCKTIME: the same for Intel's and LLVM's
     runtimes, in milliseconds); where there are more of them than CPUs they sleep at once. The memory of
     short-lived threads is shared among few arenas.
     """
-    return {
-        **thread_counts(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "50000",
-        "KMP_BLOCKTIME": "1",
-        "MALLOC_ARENA_MAX": "2",
-    }
+    spinning = {"OMP_WAIT_POLICY": "PASSIVE"}
+    if "OMP_WAIT_POLICY" not in environ:  # which they would overrule
+        spinning |= {"GOMP_SPINCOUNT": "50000", "KMP_BLOCKTIME": "1"}
+    return {**thread_counts(threads), **spinning, "MALLOC_ARENA_MAX": "2"}
 
 
 @contextmanager

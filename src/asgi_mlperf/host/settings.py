@@ -27,12 +27,6 @@ class ThreadSettings(BaseModel):
     loop_core: bool = Field(
         default=False, description="with `PIN`: keep one of the worker's cores for the event loop alone"
     )
-    keep_freed_mib: int = Field(
-        default=64,
-        ge=0,
-        le=1024,
-        description="MiB of freed memory that each heap of glibc keeps for the next request; 0: its own rule",
-    )
     self_check: bool = Field(
         default=True, description="at start, count the threads that an op starts and warn if above the cap"
     )

@@ -7,7 +7,6 @@ import os
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
-from asgi_mlperf.host.allocator import keep_freed
 from asgi_mlperf.host.early_threads import complaint, early_threads
 from asgi_mlperf.host.environment import exported, thread_counts
 from asgi_mlperf.host.libraries import look_up
@@ -45,7 +44,6 @@ async def native_threads(process: Process) -> AsyncIterator[NativeThreadCaps | N
             cores=budget.cores_per_worker,
             inference_threads=process.inference_threads,
         )
-        keep_freed(threads.keep_freed_mib, os.environ)
         stack.enter_context(exported(thread_counts(allowed.alone)))
         caps = NativeThreadCaps(allowed, interop=threads.interop, place_new=place_new)
         stack.callback(caps.restore)
