@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from tests.support import call
 
 from asgi_mlperf import BatchError, DeadlineExceeded, NotRunning, Overloaded, Plugin, Settings
-from asgi_mlperf.inference import deadlines
+from asgi_mlperf.inference import deadlines, gathering
 from asgi_mlperf.inference.placement import FixedPlacement
 
 
@@ -346,6 +346,12 @@ async def held(model: Model) -> tuple[asyncio.Task[int], asyncio.Task[int]]:
     return first, second
 
 
+@pytest.fixture
+def held_long(monkeypatch):
+    monkeypatch.setattr(gathering, "_HOLD_S", 60)
+
+
+@pytest.mark.usefixtures("held_long")
 async def test_a_batch_waits_for_another_where_no_more_may_run_at_once():
     plugin = Plugin(Settings(pool={"threads": 2}))
     model = Model(plugin)
@@ -359,6 +365,20 @@ async def test_a_batch_waits_for_another_where_no_more_may_run_at_once():
     assert model.batches[1:] == [[-1], [1, 2]]
 
 
+async def test_a_batch_that_hangs_holds_up_the_next_one_for_a_moment_only():
+    plugin = Plugin(Settings(pool={"threads": 2}))
+    model = Model(plugin)
+    async with plugin.lifespan(Starlette()):
+        first, second = await held(model)  # both slots: the functions that run are at the model's gate
+        with anyio.fail_after(30):
+            while len(model.batches) < 3:
+                await anyio.lowlevel.checkpoint()
+        assert not first.done()
+        model.open.set()
+        assert await asyncio.gather(*[first, second]) == [-2, 2]
+
+
+@pytest.mark.usefixtures("held_long")
 async def test_a_batch_that_waits_for_another_is_refused_at_shutdown():
     plugin = Plugin(Settings(pool={"threads": 2}, health={"drain_ms": 0}))
     model = Model(plugin)
@@ -371,6 +391,7 @@ async def test_a_batch_that_waits_for_another_is_refused_at_shutdown():
     model.open.set()
 
 
+@pytest.mark.usefixtures("held_long")
 async def test_a_batch_that_waits_for_another_is_drained():
     plugin = Plugin(Settings(pool={"threads": 2}))
     model = Model(plugin)
@@ -380,6 +401,7 @@ async def test_a_batch_that_waits_for_another_is_drained():
     assert await asyncio.gather(*[first, second]) == [-2, 2]
 
 
+@pytest.mark.usefixtures("held_long")
 async def test_a_crash_fails_a_batch_that_waits_for_another_and_the_next_runs():
     plugin = Plugin(Settings(pool={"threads": 2}))
     model = Model(plugin)

@@ -180,6 +180,17 @@ def busy_loop(batches, *, loop_s: float, spare_cpus: int) -> AutoPlacement:
     return placement
 
 
+@pytest.mark.parametrize("spare_cpus", [0, 1])
+def test_batches_that_seem_to_cost_nothing_may_all_run_at_once(spare_cpus):
+    free = [(0, each) for _, each in BESIDE]
+    assert busy_loop(free, loop_s=0.0001, spare_cpus=spare_cpus).most_on_threads == math.inf
+
+
+def test_so_may_batches_of_a_function_that_sleeps_now_and_then():
+    batches = 7 * [*BESIDE[:7], (BESIDE[0][0], meter(0.1, cpu_s=0.0001, waited=True))]
+    assert busy_loop(batches, loop_s=0.0001, spare_cpus=1).most_on_threads == math.inf
+
+
 def test_no_more_batches_run_on_threads_at_once_than_keep_up_with_the_loop():
     assert busy_loop(BESIDE, loop_s=0.0001, spare_cpus=1).most_on_threads == 1
     assert busy_loop(BESIDE, loop_s=0.0001, spare_cpus=3).most_on_threads == 3

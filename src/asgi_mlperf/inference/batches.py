@@ -62,8 +62,11 @@ class Batch:
     def finish(self, outcome: Outcome) -> None:
         """Give each caller its own result or its own error."""
         try:
-            self._batcher.gathering.ended(inline=self.inline)
-            self._finish(outcome)
+            try:
+                self._finish(outcome)
+            finally:
+                if not self.inline:
+                    self._batcher.gathering.ended(self._started)
         except Exception as error:  # noqa: BLE001 - as above
             self._settle_all(self._batcher.crashed(error))
 
@@ -102,11 +105,12 @@ class Batch:
         self._batcher.note(self._started, self._items, self._size, inline=self.inline)
         self.seat.deadline = max([item.deadline for item in self._items])
         job = self.job([item.value for item in self._items])
-        self._batcher.gathering.began(inline=self.inline)
-        if not self._batcher.placement.metered:
-            return job
-        self._meter = self._batcher.placement.meter(self._size)
-        return partial(_metered, job, self._meter)
+        if self._batcher.placement.metered:
+            self._meter = self._batcher.placement.meter(self._size)
+            job = partial(_metered, job, self._meter)
+        if not self.inline:
+            self._batcher.gathering.began(self._started)
+        return job
 
     def _finish(self, outcome: Outcome) -> None:
         items, error = self._items, outcome.error

@@ -93,7 +93,11 @@ class Batcher:
         if self.down:
             raise self.pool.refusal("restarting")
         self.pool.check(
-            waiting=len(self._waiting), batch=self.options.max_size, deadline=deadline, service=self.service
+            waiting=len(self._waiting),
+            batch=self.options.max_size,
+            deadline=deadline,
+            service=self.service,
+            most=self.placement.most_on_threads,
         )
         key, cost = self._labels(value)
         item = kind(value, name=self.name, queued_at=now, deadline=deadline, key=key, cost=cost)
@@ -116,6 +120,11 @@ class Batcher:
         """How many items wait."""
         return len(self._waiting)
 
+    @property
+    def largest(self) -> float:
+        """The padded size that a batch may have."""
+        return self.options.max_size if self.options.cost is None else self.options.budget
+
     def expected_s(self, size: float) -> float:
         """Seconds that a batch of ``size`` should take."""
         return self._cost.mean(size)
@@ -131,9 +140,8 @@ class Batcher:
         """Move to ``items`` a batch of the oldest that somebody still waits for; return its padded size."""
         self.gathering.over()
         options, cost = self.options, self._cost
-        largest = options.max_size if options.cost is None else options.budget
         room = Room(
-            options.max_size, options.budget, inline_size or math.inf, cost.likely, cost.likely(largest)
+            options.max_size, options.budget, inline_size or math.inf, cost.likely, cost.likely(self.largest)
         )
         size, reason = self._waiting.take(now, room, items)
         if self._waiting:

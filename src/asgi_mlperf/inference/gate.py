@@ -202,19 +202,21 @@ class Gate(abc.ABC, Generic[Work]):
             raise DeadlineExceeded(f"the deadline of {what} had passed before it was called")
         return deadline
 
-    def check(self, *, waiting: int, batch: int, deadline: float, service: ServiceTime) -> None:
+    def check(self, *, waiting: int, batch: int, deadline: float, service: ServiceTime, most: float) -> None:
         """Raise ``Overloaded`` for an item, kept by its batcher, that may not wait.
 
-        ``waiting`` items are before it and run ``batch`` at a time, each batch in ``service``.
+        ``waiting`` items are before it and run ``batch`` at a time, each batch in ``service``, ``most`` of
+        them at once.
         """
         if self.closed:
             raise self.refusal("shutting_down")
-        free = self._admission.slots - self._admission.running
+        slots = min(self._admission.slots, most)
+        free = max(0, slots - self._admission.running)
         if free > 0 and waiting < min(batch, self._max_queue):
             return
         if waiting >= self._max_queue + free * batch:
             raise self.refusal("queue_full")
-        batches_before = waiting // batch / self._admission.slots
+        batches_before = waiting // batch / slots
         wait_s = self._admission.expected_wait_s(0) + batches_before * service.mean
         if not (free > 0 and waiting < batch) and clock() + wait_s + service.likely > deadline:
             raise self.refusal("too_late")

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 _QUIET_TURNS = 2
 _GATHER_S = 0.004
+_HOLD_S = 0.004
+_LONG = 2
 
 
 class Gathering:
     """Asks for a slot for one batch at a time, once what arrives with its first item is there too.
 
     The event loop turns meanwhile, until two turns bring nothing more. Where ``placement`` lets no more
-    batches run at once, the next one also waits for the end of one.
+    batches run at once, the next one also waits for the end of one; not for one that takes much longer than
+    others, as it may hang.
     """
 
     def __init__(self, batcher: Batcher) -> None:
@@ -29,8 +32,8 @@ class Gathering:
         self._context = batcher.context.copy()
         self._place: Batch | None = None
         self._turning = False
-        self._held = False
-        self._on_threads = 0
+        self._held: asyncio.TimerHandle | None = None
+        self._on_threads: list[float] = []
         self._quiet_turns = 0
         self._asked_at = 0.0
         self._arrived = self._arrived_before = 0
@@ -57,22 +60,24 @@ class Gathering:
     def stop(self) -> None:
         """Ask for no slot any more."""
         if self._turning:
-            self._turning = self._held = False
+            self._turning = False
+            self._release()
             self._batcher.pool.retract()
         self.over()
 
-    def began(self, *, inline: bool) -> None:
-        """Count a batch that runs from now on."""
-        self._on_threads += not inline
+    def began(self, started: float) -> None:
+        """Count a batch that runs on a thread from now on."""
+        self._on_threads.append(started)
 
-    def ended(self, *, inline: bool) -> None:
+    def ended(self, started: float) -> None:
         """Count it no more."""
-        self._on_threads -= not inline
-        self.follow()
+        self._on_threads.remove(started)
+        if self._held is not None and self._held_for() <= 0:
+            self.follow()
 
     def follow(self) -> None:
         """Let the batch go on that waits for the end of another."""
-        if self._held and self._place is not None:
+        if self._held is not None and self._place is not None:
             self._submit(self._place)
 
     def _next_turn(self, place: Batch) -> None:
@@ -88,13 +93,28 @@ class Gathering:
             return
         if not is_complete:
             self._next_turn(place)
-        elif self._on_threads < self._batcher.placement.most_on_threads or self._batcher.pool.closed:
-            self._submit(place)
+        elif (seconds := self._held_for()) > 0 and not self._batcher.pool.closed:
+            later = asyncio.get_running_loop().call_later
+            self._held = later(seconds, self.follow, context=self._context)
         else:
-            self._held = True
+            self._submit(place)
+
+    def _held_for(self) -> float:
+        """Seconds for which the next batch waits for the end of another at the most."""
+        most = self._batcher.placement.most_on_threads
+        if len(self._on_threads) < most:
+            return 0.0
+        longest = max(_HOLD_S, _LONG * self._batcher.expected_s(self._batcher.largest))
+        return sorted(self._on_threads)[-int(most)] + longest - clock()
+
+    def _release(self) -> None:
+        if self._held is not None:
+            self._held.cancel()
+            self._held = None
 
     def _submit(self, place: Batch) -> None:
-        self._turning = self._held = False
+        self._turning = False
+        self._release()
         self._batcher.pool.submit_announced(place)
 
     def _is_complete(self) -> bool:

@@ -25,6 +25,7 @@ _DEARER = 1.25
 _BLOCKED_SHARE = 0.01
 _FORGIVEN_S = 0.1
 _WAITS = 0.3
+_WAITS_OFTEN = 0.05
 _WAITS_WEIGHT = 0.1
 _OVERLAP_PAYS = 0.25
 _OVERLAP_WEIGHT = 0.1
@@ -160,8 +161,13 @@ class AutoPlacement:
 
     @property
     def most_on_threads(self) -> float:
-        """As many as there are CPUs besides the event loop's, while those keep up with the loop."""
-        keep_up = self._cost.seen >= _TRIED and self._cost.each <= self._spare_cpus * self._loop_each
+        """As many as there are CPUs besides the event loop's, while those keep up with the loop.
+
+        A function that sleeps now and then keeps no CPU busy: others may run meanwhile.
+        """
+        if not self._spare_cpus or self._cost.seen < _TRIED or self._waits > _WAITS_OFTEN:
+            return math.inf
+        keep_up = 0 < self._cost.each <= self._spare_cpus * self._loop_each
         return self._spare_cpus if keep_up else math.inf
 
     def meter(self, size: float) -> Meter:
