@@ -62,11 +62,9 @@ class Batch:
     def finish(self, outcome: Outcome) -> None:
         """Give each caller its own result or its own error."""
         try:
-            try:
-                self._finish(outcome)
-            finally:
-                if not self.inline:
-                    self._batcher.gathering.ended(self._started)
+            if not self.inline:  # the next one has its thread while the results of this one go out
+                self._batcher.gathering.ended(self._started)
+            self._finish(outcome)
         except Exception as error:  # noqa: BLE001 - as above
             self._settle_all(self._batcher.crashed(error))
 

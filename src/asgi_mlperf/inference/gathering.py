@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _QUIET_TURNS = 2
 _GATHER_S = 0.004
 _HOLD_S = 0.004
-_LONG = 2
+_LONG = 4
 
 
 class Gathering:

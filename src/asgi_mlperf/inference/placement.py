@@ -25,10 +25,11 @@ _DEARER = 1.25
 _BLOCKED_SHARE = 0.01
 _FORGIVEN_S = 0.1
 _WAITS = 0.3
-_WAITS_OFTEN = 0.05
 _WAITS_WEIGHT = 0.1
 _OVERLAP_PAYS = 0.25
 _OVERLAP_WEIGHT = 0.1
+_SLEEPS = 0.25
+_SLEEPS_WEIGHT = 0.05
 _FORGETS_WEIGHT = 0.005
 _LOOP_WEIGHT = 0.1
 _OF_THREAD = getattr(resource, "RUSAGE_THREAD", None)  # Linux has it
@@ -151,6 +152,7 @@ class AutoPlacement:
         self._spare_cpus = spare_cpus
         self._loop_cpu = loop_cpu
         self._overlap = 1.0
+        self._cpu_s = self._wall_s = 0.0
         self._loop_seen = loop_cpu()
         self._loop_each = 0.0
         self._cost = BatchCost()
@@ -163,9 +165,10 @@ class AutoPlacement:
     def most_on_threads(self) -> float:
         """As many as there are CPUs besides the event loop's, while those keep up with the loop.
 
-        A function that sleeps now and then keeps no CPU busy: others may run meanwhile.
+        What mostly sleeps keeps no CPU busy: others may run meanwhile.
         """
-        if not self._spare_cpus or self._cost.seen < _TRIED or self._waits > _WAITS_OFTEN:
+        sleeps = self._cpu_s < _SLEEPS * self._wall_s
+        if not self._spare_cpus or self._cost.seen < _TRIED or sleeps:
             return math.inf
         keep_up = 0 < self._cost.each <= self._spare_cpus * self._loop_each
         return self._spare_cpus if keep_up else math.inf
@@ -219,5 +222,7 @@ class AutoPlacement:
             self._loop_seen += meter.cpu_s
             self._overlap += _FORGETS_WEIGHT * (1 - self._overlap)
         elif meter.wall_s:
+            self._cpu_s += _SLEEPS_WEIGHT * (meter.cpu_s - self._cpu_s)
+            self._wall_s += _SLEEPS_WEIGHT * (meter.wall_s - self._wall_s)
             share = min(1.0, meter.beside_s / meter.wall_s)
             self._overlap += _OVERLAP_WEIGHT * (share - self._overlap)
