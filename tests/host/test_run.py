@@ -77,6 +77,19 @@ def test_how_threads_wait_is_left_to_the_user_altogether(policy):
     assert "left as set: OMP_WAIT_POLICY" in summary
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"MALLOC_TRIM_THRESHOLD_": "0"},
+        {"MALLOC_ARENA_MAX": "8"},
+        {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=0"},
+    ],
+)
+def test_heaps_are_left_to_the_user_altogether(told):
+    _, variables, _ = plan("--", "app:app", environ=told)
+    assert variables.keys().isdisjoint({"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"})
+
+
 @pytest.mark.parametrize("off", [{"enabled": False}, {"threads": {"enabled": False}}])
 def test_what_is_switched_off_is_not_set(off):
     _, variables, _ = run.plan(options("--", "app:app"), Settings(**off), {}, lambda _name: None)

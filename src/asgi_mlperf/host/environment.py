@@ -36,12 +36,18 @@ def launch_variables(threads: int, environ: Mapping[str, str]) -> dict[str, str]
     OpenMP threads that wait for the next part of an op spin for about 1 ms, not for 6 ms after it
     in which the event loop and other workers need the CPU (KMP_BLOCKTIME: the same for Intel's and LLVM's
     runtimes, in milliseconds); where there are more of them than CPUs they sleep at once. The memory of
-    short-lived threads is shared among few arenas.
+    short-lived threads is shared among few arenas, which keep up to 64 MiB for the next request: few of them
+    would otherwise give it back to the kernel and take it anew for each.
     """
     spinning = {"OMP_WAIT_POLICY": "PASSIVE"}
     if "OMP_WAIT_POLICY" not in environ:  # which they would overrule
         spinning |= {"GOMP_SPINCOUNT": "50000", "KMP_BLOCKTIME": "1"}
-    return {**thread_counts(threads), **spinning, "MALLOC_ARENA_MAX": "2"}
+    heaps = {"MALLOC_ARENA_MAX": "2"}
+    if not any(name.startswith("MALLOC_") for name in environ) and "malloc" not in environ.get(
+        "GLIBC_TUNABLES", ""
+    ):
+        heaps |= {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
+    return {**thread_counts(threads), **spinning, **heaps}
 
 
 @contextmanager
