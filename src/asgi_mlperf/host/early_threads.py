@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
     from types import FrameType
 
 _TOLD_OF = frozenset({"concurrent.futures.thread", "anyio._backends._asyncio"})
@@ -61,12 +61,11 @@ def early_threads() -> tuple[str, ...]:
     )
 
 
-def complaint(early: Iterable[str], counts: Mapping[str, int], allowed: int) -> str:
+def complaint(early: Sequence[str], counts: Mapping[str, int], allowed: int) -> str:
     """Say which threads the caps miss, what an op may use in them, and what to do."""
     widest = max(counts, key=lambda library: counts[library])
-    names = list(early)
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    named = ", ".join(names[:_MOST_NAMED]) + more
+    more = f" and {len(early) - _MOST_NAMED} more" if len(early) > _MOST_NAMED else ""
+    named = ", ".join(early[:_MOST_NAMED]) + more
     return (
         f"threads that ran before the plugin are not capped: {named}. An op in one may use "
         f"{counts[widest]} native threads ({widest}) where this worker has {allowed}. If one runs models, "

@@ -1,4 +1,4 @@
-"""What users may say of native threads, placement and the memory between requests."""
+"""What users may say of native threads and placement."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import orjson
 
 from asgi_mlperf.wire.casting import refused
 from asgi_mlperf.wire.json_numbers import read_numbers
-from asgi_mlperf.wire.nested import Nested
+from asgi_mlperf.wire.nested import MOST_AXES, Nested
 from asgi_mlperf.wire.received import PIECE_BYTES
 
 if TYPE_CHECKING:
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from asgi_mlperf.wire.received import Received
     from asgi_mlperf.wire.shapes import Shape
 
-_OPENING = re.compile(rb"[ \t\r\n]*((?:\[[ \t\r\n]*){0,33})")
+_MOST_OPEN = MOST_AXES + 1
+"""One more than is read: enough to see that it is too many."""
+_OPENING = re.compile(rb"[ \t\r\n]*((?:\[[ \t\r\n]*){0,%d})" % _MOST_OPEN)
 _GAP = re.compile(rb"[ \t\r\n]*(?:[\]},]|\Z)")
 _OTHER = re.compile(rb'["{]')
 _CLOSING = b"] \t\r\n"
-_MOST_OPEN = 33
 
 
 def loads(data: bytes | bytearray, offset: int = 0) -> Any:

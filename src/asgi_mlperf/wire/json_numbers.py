@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from asgi_mlperf.wire.nested import MOST_AXES
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 _OPEN = ord("[")
 _KINDS = {"f": "d", "i": "i", "u": "u"}
 _SHORT_LIST = 8
-_MOST_AXES = 32
 
 
 def read_numbers(text: bytes, dtype: np.dtype[Any]) -> NDArray[Any] | None:
@@ -39,7 +40,7 @@ def read_numbers(text: bytes, dtype: np.dtype[Any]) -> NDArray[Any] | None:
         sizes = _sizes(lists, count)
     except (ValueError, TypeError, RuntimeError, MemoryError):
         return None
-    fills = 0 < numbers.size == math.prod(sizes) and len(sizes) <= _MOST_AXES
+    fills = 0 < numbers.size == math.prod(sizes) and len(sizes) <= MOST_AXES
     return numbers.reshape(sizes) if fills else None
 
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from asgi_mlperf.wire.pacing import Pace
     from asgi_mlperf.wire.shapes import Shape
 
-_MOST_AXES = 32
+MOST_AXES = 32
+"""What every NumPy has; 2.0 and later could have 64."""
 
 
 class Nested:
@@ -26,7 +27,7 @@ class Nested:
         Raises:
             BodyRefused: deeper than an array can be.
         """
-        if depth > _MOST_AXES:
+        if depth > MOST_AXES:
             raise refused("shape", "Input is nested too deeply for an array")
         self.depth = depth
         self._dtype = dtype

@@ -26,20 +26,24 @@ class Pace:
     def breathe(self) -> None:
         """Wait until the event loop has turned once, or for 5 ms, when the budget is spent.
 
-        Sleeping is worse: what the loop needs nothing of is waited for in vain, and where the system wakes it
-        later than the sleeper, the interpreter is taken again.
+        Sleeping is worse: it takes its time also where the loop has nothing to do, and where the system wakes
+        the loop later than the sleeper, the interpreter is taken again.
         """
         if time.perf_counter() - self._since < BUDGET_S:
             return
-        turned = threading.Lock()
-        turned.acquire()
-        with suppress(RuntimeError):  # a loop that was closed
-            if self._loop is None:
-                time.sleep(_BREATH_S)
-            else:
-                self._loop.call_soon_threadsafe(turned.release)
-                turned.acquire(timeout=_LONGEST_WAIT_S)
+        if self._loop is None:
+            time.sleep(_BREATH_S)
+        else:
+            _await_turn(self._loop)
         self._since = time.perf_counter()
+
+
+def _await_turn(loop: asyncio.AbstractEventLoop) -> None:
+    turned = threading.Lock()
+    turned.acquire()
+    with suppress(RuntimeError):  # it was closed
+        loop.call_soon_threadsafe(turned.release)
+        turned.acquire(timeout=_LONGEST_WAIT_S)
 
 
 class _NoPace(Pace):
