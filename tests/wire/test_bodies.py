@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from asgi_mlperf.exceptions import ConfigurationError
-from asgi_mlperf.wire import JSONSettings, TensorResponse, json_numbers, json_settings
+from asgi_mlperf.wire import JSONSettings, TensorResponse, json_arrays, json_numbers, json_settings
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.nested import Nested
 from asgi_mlperf.wire.shapes import Shape
@@ -45,13 +45,15 @@ def post(parser, data, kind=JSON, **headers):
     return response.status_code, response.json()["detail"]
 
 
-@pytest.fixture(params=["simdjson", "orjson"])
-def either_reader(request, monkeypatch):
+@pytest.fixture(params=["short lists", "simdjson", "orjson"])
+def any_reader(request, monkeypatch):
+    if request.param != "short lists":
+        monkeypatch.setattr(json_arrays, "short_list", lambda *_: None)
     if request.param == "orjson":
         monkeypatch.setattr(json_numbers, "_parser", lambda: None)
 
 
-with_either_reader = pytest.mark.usefixtures("either_reader")
+with_any_reader = pytest.mark.usefixtures("any_reader")
 
 
 def refusal(parser, data, kind=JSON, **headers):
@@ -155,14 +157,14 @@ def test_what_is_written_here_is_read_here(kind, shape):
     assert np.array_equal(post(ArrayBody("f4"), written.content, kind, **headers), array)
 
 
-@with_either_reader
+@with_any_reader
 @pytest.mark.parametrize("kind", [JSON, NPY, RAW, SAFETENSORS])
 def test_empty_arrays_are_read(kind):
     data, headers = SEND[kind](np.zeros((0, 256), "f4"))
     assert post(ArrayBody("f4", "n 256"), data, kind, **headers).shape == (0, 256)
 
 
-@with_either_reader
+@with_any_reader
 def test_a_single_number_is_read_as_an_array_without_axes():
     assert post(ArrayBody("f4", ""), "1.5").shape == ()
 
@@ -178,7 +180,7 @@ def test_raw_bytes_take_dtype_and_shape_from_the_declaration():
     assert refusal(ArrayBody("f4", "n 3"), data[:-3], RAW) == (422, "header", ["body"])
 
 
-@with_either_reader
+@with_any_reader
 def test_numbers_change_their_width_only_when_they_fit():
     assert post(ArrayBody("f4"), npy(np.array([0.1])), NPY).tolist() == [np.float32(0.1)]
     assert post(ArrayBody("u1"), npy(np.array([255])), NPY).tolist() == [255]
@@ -203,7 +205,7 @@ def test_numbers_change_their_width_only_when_they_fit():
         assert refusal(ArrayBody(dtype), npy(array), NPY) == (422, "dtype", ["body"])
 
 
-@with_either_reader
+@with_any_reader
 @pytest.mark.parametrize(
     ("dtype", "shape", "data", "kind", "loc"),
     [
@@ -269,6 +271,25 @@ def test_simdjson_leaves_everything_else_to_orjson(text):
     assert json_numbers.read_numbers(text.encode(), np.dtype("f8")) is None
 
 
+@pytest.mark.parametrize("text", [
+    "[1, 2]", "[1.5e1]", "[]", " [1]", "[18446744073709551616]", "[1" + ",1" * 2000 + "]",
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_a_short_list_of_numbers_is_read_at_once(text, dtype):
+    read = json_arrays.short_list(text.encode(), np.dtype(dtype))
+    assert read.dtype == dtype
+    assert read.flags.carray
+    assert np.array_equal(read, np.array(json.loads(text), dtype))
+
+
+@pytest.mark.parametrize("text", [
+    "", "1", "[[1]]", "[null]", "[true]", "[1,false]", '["1"]', "{}", "[1,]", "[1e39]", "[NaN]",
+    "[1" + ",1" * 2048 + "]",
+])  # fmt: skip
+def test_what_is_no_short_list_of_numbers_is_left_to_other_readers(text):
+    assert json_arrays.short_list(text.encode(), np.dtype("f4")) is None
+
+
 @pytest.mark.parametrize("error", [ImportError, RuntimeError, AttributeError])
 def test_json_is_read_where_simdjson_is_missing_or_broken(error, monkeypatch):
     def importing(name):
@@ -276,11 +297,11 @@ def test_json_is_read_where_simdjson_is_missing_or_broken(error, monkeypatch):
 
     monkeypatch.setattr(json_numbers, "import_module", importing)
     json_numbers._parser.cache_clear()
-    assert post(ArrayBody("f4"), "[1,2]").tolist() == [1, 2]
+    assert post(ArrayBody("f4"), "[[1,2]]").tolist() == [[1, 2]]
     json_numbers._parser.cache_clear()
 
 
-@with_either_reader
+@with_any_reader
 @pytest.mark.parametrize(
     ("dtype", "shape", "data", "kind", "loc"),
     [
@@ -294,7 +315,7 @@ def test_of_two_things_that_are_wrong_either_reader_names_the_same(dtype, shape,
     assert refusal(ArrayBody(dtype, shape), data) == (422, kind, ["body", *loc])
 
 
-@with_either_reader
+@with_any_reader
 def test_null_is_nan_where_nan_may_be():
     assert np.isnan(post(ArrayBody("f4", finite=False), "[1,null]")[1])
 

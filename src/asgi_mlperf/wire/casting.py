@@ -24,16 +24,27 @@ _UNPROCESSABLE = 422
 def checked(
     array: NDArray[Any], dtype: np.dtype[Any], shape: Shape, *, finite: bool, loc: tuple[str, ...] = ()
 ) -> NDArray[Any]:
+    """``array``, which stands at ``loc``, as :func:`as_declared` has it.
+
+    Raises:
+        BodyRefused: another shape, or as :func:`as_declared` does.
+    """
+    if not shape.fits(array.shape):
+        raise refused("shape", f"Input should have shape ({shape.text}), not {list(array.shape)}", loc)
+    return as_declared(array, dtype, finite=finite, loc=loc)
+
+
+def as_declared(
+    array: NDArray[Any], dtype: np.dtype[Any], *, finite: bool, loc: tuple[str, ...] = ()
+) -> NDArray[Any]:
     """``array``, which stands at ``loc``, as ``dtype``, aligned, writable and in C order.
 
     Not copied where it is all that already.
 
     Raises:
-        BodyRefused: another kind of dtype, a value that ``dtype`` cannot hold, another shape, or, if
-            ``finite``, NaN or an infinity; says where.
+        BodyRefused: another kind of dtype, a value that ``dtype`` cannot hold, or, if ``finite``, NaN or an
+            infinity; says where.
     """
-    if not shape.fits(array.shape):
-        raise refused("shape", f"Input should have shape ({shape.text}), not {list(array.shape)}", loc)
     if array.dtype != dtype:
         if not _may_become(array.dtype, dtype):
             raise refused("dtype", f"Input should be {dtype}, not {array.dtype}", loc)
@@ -68,7 +79,7 @@ def refused(kind: str, message: str, loc: tuple[str | int, ...] = ()) -> BodyRef
 
 
 def _is_finite(array: NDArray[Any]) -> bool:
-    return bool(np.isfinite(array).all())
+    return bool(np.count_nonzero(np.isfinite(array)) == array.size)
 
 
 def _places(array: NDArray[Any], loc: tuple[str, ...]) -> Where:

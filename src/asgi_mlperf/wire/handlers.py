@@ -71,7 +71,7 @@ def answering_handler(
     declared = getattr(dependant.call, _DECLARED, dependant.call)
     dependant.call = _answering(declared, answer, is_coroutine=found["is_coroutine"])
     setattr(dependant.call, _DECLARED, declared)  # the handler of a route may be made again
-    return handler if takes is None else _short_way(handler, found, takes)
+    return handler if takes is None else _short_way(handler, found, takes, answer)
 
 
 def _is_fastapis(handler: object) -> bool:
@@ -184,24 +184,33 @@ def _is_plain(dependant: Dependant) -> bool:
 
 
 def _short_way(
-    handler: Callable[..., Any], found: dict[str, Any], takes: dict[str, Callable[..., Any]]
+    handler: Callable[..., Any],
+    found: dict[str, Any],
+    takes: dict[str, Callable[..., Any]],
+    answer: _Answer,
 ) -> Callable[[Request], Coroutine[Any, Any, Response]]:
     """Answer as ``handler`` does, without FastAPI's general machinery."""
     overridable, dependant = found["dependency_overrides_provider"], found["dependant"]
     request_name, is_coroutine = dependant.request_param_name, found["is_coroutine"]
-    known = list(dependant.dependencies)
+    known, answering = list(dependant.dependencies), dependant.call
+    declared = getattr(answering, _DECLARED)
+    readers = tuple(takes.items())
 
-    async def answer(request: Request) -> Any:
+    async def respond(request: Request) -> Any:
         overrides = getattr(overridable, "dependency_overrides", None)
         if overrides or dependant.dependencies != known or request.scope.get(_TELEMETRY) is not None:
             return await handler(request)
-        values: dict[str, Any] = {name: await read(request) for name, read in takes.items()}
+        values: dict[str, Any] = {}
+        for name, read in readers:
+            values[name] = await read(request)
         if request_name is not None:
             values[request_name] = request
-        if is_coroutine and dependant.call is not None:
+        if is_coroutine and dependant.call is answering:
+            return answer(await declared(**values), None)
+        if is_coroutine and dependant.call is not None:  # somebody put a function of their own around it
             return await dependant.call(**values)
         return await routing.run_endpoint_function(
             dependant=dependant, values=values, is_coroutine=is_coroutine
         )
 
-    return answer
+    return respond

@@ -74,8 +74,8 @@ def rows_to_array(
     """What :func:`to_array` makes of all ``rows``; faster if they are ``is_plain``: hold no booleans."""
     if dtype.kind == "f" and is_plain:
         with suppress(struct.error, OverflowError):
-            code = _CODES.get(dtype.str)
-            return _packed(rows, code, dtype) if code else cast(_packed(rows, "d", _FLOAT64), dtype, where)
+            exact = packed(rows, dtype)
+            return cast(_packed(rows, "d", _FLOAT64), dtype, where) if exact is None else exact
     return to_array(flatten(rows), dtype, where, finite=finite)
 
 
@@ -100,13 +100,19 @@ def to_array(leaves: Sequence[Any], dtype: np.dtype[Any], where: Where, *, finit
     return cast(_integers(leaves, dtype, where, with_floats=float in kinds), dtype, where)
 
 
-def _packed(rows: list[list[float]], code: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """``rows`` in writable memory; ``struct`` is the fastest reader of Python floats there is.
+def packed(rows: list[list[float]], dtype: np.dtype[Any]) -> NDArray[Any] | None:
+    """``rows`` in writable memory, where ``struct`` knows ``dtype``.
 
     Raises:
         OverflowError: a number that ``dtype`` cannot hold.
         struct.error: something that is no number.
     """
+    code = _CODES.get(dtype.str)
+    return _packed(rows, code, dtype) if code else None
+
+
+def _packed(rows: list[list[float]], code: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The same, by the fastest reader of Python floats there is."""
     if len(rows) > 1 and (len(rows[0]) < _SHORT_ROW or len(set(map(len, rows))) > 1):
         rows = [flatten(rows)]
     pack = struct.Struct(f"<{len(rows[0])}{code}").pack

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +29,7 @@ class Received:
 
     def __init__(self, chunks: Iterable[bytes | memoryview], *, is_heavy: bool = False) -> None:
         """Hold ``chunks``, bytes or all of it in writable memory; a heavy body is taken in a thread."""
-        self._chunks = deque(chunks)
+        self._chunks = list(chunks)
         self.is_heavy = is_heavy
         self.pace = Pace() if is_heavy else LIGHT
 
@@ -52,8 +51,9 @@ class Received:
 
     def pieces(self) -> Iterator[bytes]:
         """It in order, in pieces of at most :data:`PIECE_BYTES`, with pauses."""
+        self._chunks.reverse()
         while self._chunks:
-            chunk = self._chunks.popleft()
+            chunk = self._chunks.pop()
             for at in range(0, len(chunk), PIECE_BYTES):
                 yield bytes(chunk[at : at + PIECE_BYTES])
                 self.pace.breathe()
