@@ -86,8 +86,18 @@ def test_how_threads_wait_is_left_to_the_user_altogether(policy):
     ],
 )
 def test_heaps_are_left_to_the_user_altogether(told):
-    _, variables, _ = plan("--", "app:app", environ=told)
-    assert variables.keys().isdisjoint({"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"})
+    _, variables, summary = plan("--", "app:app", environ=told)
+    assert not any(name.startswith("MALLOC_") for name in variables)
+    assert f"left as set: {next(iter(told))}" in summary
+
+
+def test_few_heaps_keep_what_requests_free_unless_switched_off():
+    _, variables, _ = plan("--workers", "4", "--", "app:app")
+    assert variables["MALLOC_ARENA_MAX"] == "2"
+    assert int(variables["MALLOC_TRIM_THRESHOLD_"]) == 2 * int(variables["MALLOC_MMAP_THRESHOLD_"]) > 0
+    off = Settings(threads={"keep_freed_memory": False})
+    _, variables, _ = run.plan(options("--", "app:app"), off, {}, lambda _name: None)
+    assert not any(name.startswith("MALLOC_") for name in variables)
 
 
 @pytest.mark.parametrize("off", [{"enabled": False}, {"threads": {"enabled": False}}])

@@ -13,6 +13,7 @@ from asgi_mlperf.cli import tables
 from asgi_mlperf.garbage import words
 from asgi_mlperf.host import cgroup
 from asgi_mlperf.host.cpu import cpu_budget
+from asgi_mlperf.host.heaps import heaps, in_the_way
 from asgi_mlperf.host.memory import memory_limit
 from asgi_mlperf.host.selfcheck import check, complaint
 from asgi_mlperf.host.supervisor import SINGLE
@@ -69,6 +70,7 @@ def examine(settings: Settings, root: Path = cgroup.ROOT) -> dict[str, Any]:
         cores=budget.cores_per_worker,
         inference_threads=inference_threads,
     )
+    freed_memory = _freed_memory(settings, budget, memory_limit(root))  # before ops start threads with heaps
     found, finding = _native_threads(NativeThreadCaps(allowed, interop=settings.threads.interop))
     report: dict[str, Any] = {
         "cpu": {
@@ -79,7 +81,7 @@ def examine(settings: Settings, root: Path = cgroup.ROOT) -> dict[str, Any]:
             "inference threads": inference_threads,
             "native threads per op": _width(allowed),
         },
-        "memory": {"limit": _mebibytes(memory_limit(root))},
+        "memory": {"limit": _mebibytes(memory_limit(root)), "freed memory": freed_memory},
         "native threads": found,
         "libraries to set by hand": _own_threads(allowed.share),
         "garbage": words.explained(settings.gc, memory_limit(root)),
@@ -93,6 +95,16 @@ def _width(allowed: Widths) -> str:
     if allowed.alone == allowed.share:
         return f"{allowed.alone}"
     return f"{allowed.alone} while one call runs, {allowed.share} while all inference threads are busy"
+
+
+def _freed_memory(settings: Settings, budget: CPUBudget, limit: int | None) -> str:
+    threads = settings.threads
+    if not (settings.enabled and threads.enabled and threads.keep_freed_memory):
+        return "the allocator's own rule, as set"
+    if reason := in_the_way(os.environ):
+        return f"the allocator's own rule: {reason}"
+    wanted = heaps(budget.per_worker, limit, budget.workers)
+    return f"kept for the next request: {wanted.count} heaps, {wanted.kept // _MEBIBYTE} MiB each"
 
 
 def _native_threads(caps: NativeThreadCaps) -> tuple[dict[str, Any], Finding]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from asgi_mlperf.exceptions import ConfigurationError
 from asgi_mlperf.host.cpu import cpu_budget
-from asgi_mlperf.host.environment import launch_variables
+from asgi_mlperf.host.environment import heap_variables, launch_variables, says_of_heaps
+from asgi_mlperf.host.heaps import heaps
+from asgi_mlperf.host.memory import memory_limit
 from asgi_mlperf.host.supervisor import Workers, workers_told
 from asgi_mlperf.host.widths import widths
 from asgi_mlperf.settings import Settings
@@ -76,8 +78,13 @@ def plan(
         cores=budget.cores_per_worker,
         inference_threads=settings.pool.threads or budget.per_worker,
     )
-    wanted = launch_variables(allowed.alone, environ) if settings.enabled and settings.threads.enabled else {}
+    on = settings.enabled and settings.threads.enabled
+    wanted = launch_variables(allowed.alone, environ) if on else {}
     left_alone = sorted(wanted.keys() & environ.keys())
+    if on and settings.threads.keep_freed_memory:
+        shared = heaps(budget.per_worker, memory_limit(), budget.workers)
+        wanted |= heap_variables(shared.count, shared.kept, environ)
+        left_alone += says_of_heaps(environ)
     variables = {name: text for name, text in wanted.items() if name not in environ}
     if told.known:
         variables["ASGI_MLPERF_WORKERS"] = str(told.count)

@@ -30,24 +30,34 @@ def thread_counts(threads: int) -> dict[str, str]:
     return dict.fromkeys(COUNTS, str(threads))
 
 
+def says_of_heaps(environ: Mapping[str, str]) -> list[str]:
+    """Return the variables by which ``environ`` rules glibc's heaps: if there is one, they are left to it."""
+    told = sorted(name for name in environ if name.startswith("MALLOC_"))
+    return told + ["GLIBC_TUNABLES"] * ("malloc" in environ.get("GLIBC_TUNABLES", ""))
+
+
+def heap_variables(count: int, kept: int, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what has threads share ``count`` heaps that keep ``kept`` bytes each, as far as that is open."""
+    if says_of_heaps(environ):
+        return {}
+    return {
+        "MALLOC_ARENA_MAX": str(count),
+        "MALLOC_MMAP_THRESHOLD_": str(kept // 2),
+        "MALLOC_TRIM_THRESHOLD_": str(kept),
+    }
+
+
 def launch_variables(threads: int, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the same, and what else only holds from a process's start, as far as ``environ`` leaves it open.
+    """Return ``thread_counts``, and how threads wait, as far as ``environ`` leaves it open.
 
     OpenMP threads that wait for the next part of an op spin for about 1 ms, not for 6 ms after it
     in which the event loop and other workers need the CPU (KMP_BLOCKTIME: the same for Intel's and LLVM's
-    runtimes, in milliseconds); where there are more of them than CPUs they sleep at once. The memory of
-    short-lived threads is shared among few arenas, which keep up to 64 MiB for the next request: few of them
-    would otherwise give it back to the kernel and take it anew for each.
+    runtimes, in milliseconds); where there are more of them than CPUs they sleep at once.
     """
     spinning = {"OMP_WAIT_POLICY": "PASSIVE"}
     if "OMP_WAIT_POLICY" not in environ:  # which they would overrule
         spinning |= {"GOMP_SPINCOUNT": "50000", "KMP_BLOCKTIME": "1"}
-    heaps = {"MALLOC_ARENA_MAX": "2"}
-    if not any(name.startswith("MALLOC_") for name in environ) and "malloc" not in environ.get(
-        "GLIBC_TUNABLES", ""
-    ):
-        heaps |= {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
-    return {**thread_counts(threads), **spinning, **heaps}
+    return {**thread_counts(threads), **spinning}
 
 
 @contextmanager

@@ -27,6 +27,10 @@ class ThreadSettings(BaseModel):
     loop_core: bool = Field(
         default=False, description="with `PIN`: keep one of the worker's cores for the event loop alone"
     )
+    keep_freed_memory: bool = Field(
+        default=True,
+        description="share few heaps, which keep up to 64 MiB each that is free for the next request (glibc)",
+    )
     self_check: bool = Field(
         default=True, description="at start, count the threads that an op starts and warn if above the cap"
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from asgi_mlperf.host.early_threads import complaint, early_threads
 from asgi_mlperf.host.environment import exported, thread_counts
+from asgi_mlperf.host.heaps import freed_memory_kept, heaps
 from asgi_mlperf.host.libraries import look_up
 from asgi_mlperf.host.selfcheck import checking
 from asgi_mlperf.host.tasks import watching
@@ -38,6 +39,9 @@ async def native_threads(process: Process) -> AsyncIterator[NativeThreadCaps | N
             return
         if not budget.workers_known:
             log.warning("the number of workers is not known, one is assumed: set ASGI_MLPERF_WORKERS")
+        if threads.keep_freed_memory:  # first: each new thread would get a heap of its own
+            shared = heaps(budget.per_worker, process.memory_limit, budget.workers)
+            stack.enter_context(freed_memory_kept(shared, os.environ))
         allowed = widths(
             native=threads.native,
             cpus=budget.per_worker,
