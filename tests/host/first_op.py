@@ -1,7 +1,6 @@
 """A process whose first native op runs where it is told; prints how many OS threads the op started.
 
-``python first_op.py <where> <op>``, where being run, def, async, to_thread, executor, old_thread, lazy or
-plain_thread.
+``python first_op.py <where> <op>``, where being run, def, async, to_thread, executor, old_thread or lazy.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ import asyncio
 import importlib
 import sys
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
 
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -59,23 +58,25 @@ def prepare(op: str) -> dict[str, object]:
 
 
 def started_by(op: str, names: dict[str, object]) -> str:
-    """Count the threads that the op starts: they inherit this one's name, or Intel's OpenMP names them."""
+    return started_while(lambda: exec(OPS[op][2], names))
+
+
+def started_while(run: Callable[[], object]) -> str:
+    """Count the threads that this one starts: they inherit its name, or Intel's OpenMP names them."""
     own = Path("/proc/self/task", str(threading.get_native_id()), "comm")
-    before = own.read_text()
-    own.write_text("first-op")
-    exec(OPS[op][2], names)
-    threads = [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
-    started = threads.count("first-op") - 1 + threads.count("openmp_worker")
+    name, before = f"op-{threading.get_native_id()}", own.read_text()
+    own.write_text(name)
+    run()
+    threads = list(names_of_threads())
+    started = threads.count(name) - 1 + threads.count("openmp_worker")
     own.write_text(before)
     return str(started)
 
 
-def plain_thread() -> None:
-    """Run what is handed over, in a thread that nothing tells of."""
-    jobs.get()()
-
-
-jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+def names_of_threads() -> Iterator[str]:
+    for comm in Path("/proc/self/task").glob("*/comm"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # one may end meanwhile
+            yield comm.read_text().strip()
 
 
 async def main(where: str, op: str) -> None:
@@ -93,18 +94,12 @@ async def main(where: str, op: str) -> None:
             return PlainTextResponse(await plugin.run(measure))
         if where == "to_thread":
             return PlainTextResponse(await asyncio.to_thread(measure))
-        if where == "plain_thread":
-            future: Future[str] = Future()
-            jobs.put(lambda: future.set_result(measure()))
-            return PlainTextResponse(await asyncio.wrap_future(future))
         if where in {"executor", "old_thread"}:
             return PlainTextResponse(await loop.run_in_executor(executor, measure))
         return PlainTextResponse(measure())
 
     app = Starlette(routes=[Route("/", of_thread if where == "def" else of_loop)])
     plugin.install(app)
-    if where == "plain_thread":
-        threading.Thread(target=plain_thread, name="queue-worker").start()
     with ThreadPoolExecutor(1) as executor:
         if where == "old_thread":
             executor.submit(int).result()

@@ -1,18 +1,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tests.host.native import OPS as NATIVE
 from tests.host.native import find
-
-from asgi_mlperf.host.environment import COUNTS
+from tests.host.processes import outputs
 
 PROGRAM = Path(__file__).with_name("first_op.py")
-PATH = os.pathsep.join(str(PROGRAM.parents[2] / folder) for folder in (".", "src"))
 OPS = ("mm", "conv", "linear", "tanh", "softmax", "numpy", "scipy", "sklearn")
 SOME = ("mm", "conv", "numpy")
 
@@ -24,26 +20,8 @@ pytestmark = [
 
 def started(where: str, *ops: str, **environ: str) -> dict[str, str]:
     """Return how many threads each op started as the first of its process, the budget being one CPU."""
-    inherited = {name: text for name, text in os.environ.items() if name not in COUNTS}
-    settings = {"ASGI_MLPERF_THREADS__CPUS": "1", "ASGI_MLPERF_THREADS__SELF_CHECK": "false"}
-    processes = {
-        op: subprocess.Popen(
-            [sys.executable, str(PROGRAM), where, op],
-            env={**inherited, **settings, **environ, "PYTHONPATH": PATH},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if where == "plain_thread" else None,
-            text=True,
-        )
-        for op in ops
-    }
-    try:
-        return {
-            op: "".join(filter(None, process.communicate(timeout=100))) for op, process in processes.items()
-        }
-    finally:
-        for process in processes.values():
-            process.kill()
-            process.communicate()
+    commands = {op: [str(PROGRAM), where, op] for op in ops}
+    return {op: output for op, (output, _) in outputs(commands, **environ).items()}
 
 
 @pytest.mark.parametrize("where", ["run", "def", "async", "to_thread"])
@@ -54,12 +32,6 @@ def test_the_first_op_of_a_process_starts_no_thread(where):
 @pytest.mark.parametrize("where", ["executor", "old_thread", "lazy"])
 def test_nor_does_it_in_an_executor_in_a_thread_from_before_or_after_a_late_import(where):
     assert started(where, *SOME) == dict.fromkeys(SOME, "0")
-
-
-def test_in_a_plain_thread_from_before_it_may_which_the_log_says():
-    output = started("plain_thread", "conv")["conv"]
-    assert output[0] != "0"
-    assert "queue-worker (__main__.plain_thread)" in output
 
 
 @pytest.mark.parametrize("library", NATIVE)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import _thread
 import asyncio
 import logging
 import threading
@@ -44,6 +45,7 @@ def witness():
 def wrapped():
     return (
         vars(threading.Thread)["start"],
+        _thread.start_new_thread,
         vars(executors._WorkItem)["run"],
         vars(AsyncIOBackend)["run_sync_in_worker_thread"],
     )
@@ -93,6 +95,22 @@ def test_a_thread_is_told_of_whatever_its_class_makes_of_run(witness):
     assert all("run" not in vars(thread) for thread in threads)
 
 
+def test_a_thread_without_an_object_is_told_of_too(witness):
+    ended = threading.Lock()
+
+    def run(*args, **options):
+        witness.tell(f"run {args} {options}")
+        ended.release()
+
+    with watching(witness):
+        ended.acquire()
+        thread = _thread.start_new_thread(run, (1,), {"two": 2})
+        ended.acquire()
+        with pytest.raises(TypeError, match="callable"):
+            _thread.start_new_thread(None, ())  # type: ignore[call-overload] # what is tested
+    assert witness.of(thread) == ["new", "run (1,) {'two': 2}"]
+
+
 async def test_results_errors_and_context_pass_unchanged(witness):
     def fail(what):
         raise LookupError(what)
@@ -135,7 +153,8 @@ def test_a_thread_that_cannot_start_can_be_started_later(witness, monkeypatch):
     thread = threading.Thread(target=witness.tell, args=("run",))
     with watching(witness):
         with monkeypatch.context() as patch:
-            patch.setattr(threading, "_start_new_thread", refuse)
+            since_3_13 = hasattr(threading, "_start_joinable_thread")
+            patch.setattr(threading, "_start_joinable_thread" if since_3_13 else "_start_new_thread", refuse)
             with pytest.raises(RuntimeError, match="can't start"):
                 thread.start()
         assert "run" not in vars(thread)

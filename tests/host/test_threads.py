@@ -217,8 +217,23 @@ def test_a_thread_that_rests_is_capped_anew_with_its_next_task(monkeypatch, cloc
     assert width(caps, fake) == 4
 
 
+def test_a_thread_from_before_is_capped_but_keeps_what_it_had_set_lower(monkeypatch, torch):
+    monkeypatch.setattr(libraries, "loaded", lambda _=None: [torch.library])
+    monkeypatch.setattr(libraries, "set_interop", lambda threads: None)
+    caps = NativeThreadCaps(Widths(alone=4, share=2, process=1), interop=1)
+    caps.refresh()
+
+    def cap(count):
+        torch.set(count)
+        caps.cap_early()
+        return torch.get()
+
+    with ThreadPoolExecutor(1) as executor:
+        assert [executor.submit(cap, count).result() for count in (8, 1)] == [2, 1]
+
+
 def test_what_is_above_the_workers_cpus_is_out_of_reach_of_other_threads(caps):
-    assert caps.out_of_reach == {"openmp": 8, "torch": 8}
+    assert caps.out_of_reach(2) == {"openmp": 8, "torch": 8}
 
 
 def test_restore_gives_back_what_was_found_and_caps_nothing_more(caps, openmp, openblas, torch, clock):

@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from tests.host.asking import ask
+from tests.host.waiting import Waiting
 
 from asgi_mlperf import Plugin, Settings
 from asgi_mlperf.host.threads import NativeThreadCaps
@@ -106,19 +107,14 @@ async def test_unknown_workers_are_a_warning_that_says_what_to_set(monkeypatch, 
     assert "set ASGI_MLPERF_WORKERS" in caplog.text
 
 
-@pytest.mark.parametrize("cpus", [1, 64])
-async def test_a_thread_from_before_is_named_if_its_ops_exceed_the_worker(cpus, caplog):
-    stop = threading.Event()
-    thread = threading.Thread(target=stop.wait, name="queue-worker")
-    thread.start()
-    try:
-        async with Plugin(Settings(workers=1, threads={"cpus": cpus})).lifespan(Starlette()):
-            pass
-    finally:
-        stop.set()
-        thread.join()
-    is_above = torch.get_num_threads() > cpus
-    assert ("queue-worker (threading.Thread)" in caplog.text) == is_above
+async def test_a_thread_from_before_is_capped_at_its_next_step(caplog):
+    before = torch.get_num_threads()
+    with Waiting(torch.get_num_threads) as thread:
+        assert thread.tell() == before
+        async with Plugin(Settings(workers=1, threads={"cpus": 1})).lifespan(Starlette()):
+            assert thread.tell() == 1
+    assert "ran before the plugin" not in caplog.text
+    assert torch.get_num_threads() == before
 
 
 async def test_a_thread_without_calls_for_long_gives_its_native_threads_back_and_works_on(monkeypatch):

@@ -1,17 +1,28 @@
-"""Threads that ran before the caps and that nothing tells of: they are named, since nothing reaches them.
+"""Threads that ran before the caps and that nothing tells of: capped before their next step of Python.
 
 A native library keeps its count in the thread that runs the op, and only that thread can change it.
 """
 
 from __future__ import annotations
 
+import builtins
+import logging
 import sys
 import threading
+from contextlib import contextmanager, nullcontext
+from threading import get_ident
 from typing import TYPE_CHECKING
 
+from asgi_mlperf.host import next_steps, thread_states
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from types import FrameType
+
+    from asgi_mlperf.host.threads import NativeThreadCaps
+
+log = logging.getLogger("asgi_mlperf")
 
 _TOLD_OF = frozenset({"concurrent.futures.thread", "anyio._backends._asyncio"})
 _RUN_NO_MODELS = frozenset(
@@ -36,29 +47,54 @@ _RUN_NO_MODELS = frozenset(
         "watchfiles",
     }
 )
+_RUN_MODELS = frozenset({("multiprocessing.pool", "worker")})  # of a ThreadPool
 _MOST_NAMED = 5
 _MOST_LETTERS = 60
 
 
-def early_threads() -> tuple[str, ...]:
-    """Return the Python threads of now that would run an op uncapped, each with the function that it runs.
+@contextmanager
+def early_threads_capped(caps: NativeThreadCaps) -> Iterator[None]:
+    """Cap, inside this block, each early thread before its next step; name those that may run ops uncapped.
 
-    Those of executors and of AnyIO are capped with their next task, the main thread and the calling one
-    otherwise; the servers' own run no models.
+    Threads that have no next step inside it are left as they were. ``caps`` must be told of new ones already.
     """
-    frames = sys._current_frames()  # noqa: SLF001 - documented in the standard library
-    told = {threading.main_thread(), threading.current_thread()}
-    calls = (
-        (thread.name, _calls(frames.get(thread.ident or 0)))
-        for thread in threading.enumerate()
-        if thread not in told
-    )
-    return tuple(
-        f"{ascii(name)[1:-1][:_MOST_LETTERS]} ({'.'.join(found[-1])})"
-        for name, found in calls
-        if not any(module in _TOLD_OF for module, _ in found)
-        and found[-1][0].partition(".")[0] not in _RUN_NO_MODELS
-    )
+    failures: list[Exception] = []
+
+    def cap() -> None:
+        try:
+            caps.cap_early()
+        except Exception as failure:  # noqa: BLE001 - logged below: the thread may hold a lock of the log's
+            failures.append(failure)
+
+    early = early_threads() if caps.out_of_reach(caps.widths.share) else {}
+    with _before_next_step(early, cap) as missed:
+        named = [name for thread, name in early.items() if name and thread in missed]
+        if named and (counts := caps.out_of_reach(caps.widths.alone)):
+            log.warning("%s", complaint(named, counts, caps.widths.alone))
+        yield
+    for failure in failures:
+        log.error("native threads of a thread from before could not be capped", exc_info=failure)
+
+
+def early_threads() -> dict[int, str]:
+    """Return the Python threads of now that would run an op uncapped, with a name and what each runs.
+
+    Those of executors and of AnyIO have it from their next task, so only those in a task are here, and their
+    name is empty. The main thread and the calling one are capped otherwise; the servers' own run no models.
+    """
+    ours = vars(builtins)  # each interpreter of a process has its own
+    everyones = sys._current_frames()  # noqa: SLF001 - documented in the standard library
+    frames = {thread: frame for thread, frame in everyones.items() if frame.f_builtins is ours}
+    names = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident is not None}
+    told = {threading.main_thread().ident, get_ident()}
+    found = {
+        thread: _calls(frames.get(thread)) for thread in names.keys() | frames.keys() if thread not in told
+    }
+    return {
+        thread: _name(names.get(thread, "_thread"), calls)
+        for thread, calls in found.items()
+        if _may_run_ops(calls)
+    }
 
 
 def complaint(early: Sequence[str], counts: Mapping[str, int], allowed: int) -> str:
@@ -74,12 +110,38 @@ def complaint(early: Sequence[str], counts: Mapping[str, int], allowed: int) -> 
     )
 
 
+def _before_next_step(
+    threads: Collection[int], call: Callable[[], None]
+) -> AbstractContextManager[Collection[int]]:
+    """Choose the way of this interpreter; without the GIL none was tried."""
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return nullcontext(threads)
+    if hasattr(sys, "monitoring"):
+        return next_steps.before_next_step(threads, call)
+    return thread_states.before_next_step(threads, call)
+
+
+def _may_run_ops(calls: Sequence[tuple[str, str]]) -> bool:
+    innermost = next((module for module, _ in calls if module != "queue"), None)
+    if _is_told_of(calls):
+        return innermost not in _TOLD_OF  # else it waits for its next task
+    return calls[-1] in _RUN_MODELS or calls[-1][0].partition(".")[0] not in _RUN_NO_MODELS
+
+
+def _name(thread: str, calls: Sequence[tuple[str, str]]) -> str:
+    return "" if _is_told_of(calls) else f"{ascii(thread)[1:-1][:_MOST_LETTERS]} ({'.'.join(calls[-1])})"
+
+
+def _is_told_of(calls: Sequence[tuple[str, str]]) -> bool:
+    return any(module in _TOLD_OF for module, _ in calls)
+
+
 def _calls(frame: FrameType | None) -> list[tuple[str, str]]:
     """Return module and name of each function that a thread is in; the last is what it was started for."""
-    calls = [("threading", "Thread")]
+    calls: list[tuple[str, str]] = []
     while frame is not None:  # from the innermost call to the outermost
         module = frame.f_globals.get("__name__", "")
         if module != "threading":
             calls.append((module, frame.f_code.co_qualname))
         frame = frame.f_back
-    return calls
+    return calls or [("threading", "Thread")]

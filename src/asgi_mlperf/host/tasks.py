@@ -1,14 +1,15 @@
 """Tells when a Python thread starts, and when one begins and ends a task, whoever started it.
 
-Neither AnyIO (anyio#361) nor ``concurrent.futures`` has a hook for this, so three functions are wrapped:
-``threading.Thread.start``, the call that hands work to AnyIO's worker threads, and the one that runs an
-executor's work item. Each is put back on exit, unless something else wrapped it since: then ours stays
-below, and tells a watcher that has ended. Where a function is missing, its threads are only told of when
-they start.
+Neither AnyIO (anyio#361) nor ``concurrent.futures`` has a hook for this, so four functions are wrapped:
+``threading.Thread.start``, ``_thread.start_new_thread``, the call that hands work to AnyIO's worker threads,
+and the one that runs an executor's work item. Each is put back on exit, unless something else wrapped it
+since: then ours stays below, and tells a watcher that has ended. Where a function is missing, its threads are
+only told of when they start.
 """
 
 from __future__ import annotations
 
+import _thread
 import logging
 import threading
 from concurrent.futures import thread as executors
@@ -45,6 +46,7 @@ def watching(watcher: Watcher) -> Iterator[None]:
     anyio_backend = getattr(anyio_asyncio, "AsyncIOBackend", None)
     with (
         _wrapped(threading.Thread, "start", partial(_telling_of_threads, watcher)),
+        _wrapped(_thread, "start_new_thread", partial(_telling_of_raw_threads, watcher)),
         _wrapped(getattr(executors, "_WorkItem", None), "run", partial(_telling_of_tasks, watcher)),
         _wrapped(anyio_backend, "run_sync_in_worker_thread", partial(_telling_of_functions, watcher)),
     ):
@@ -104,11 +106,28 @@ def _telling_of_threads(watcher: Watcher, start: Callable[..., Any]) -> Callable
 
 def _run_thread(watcher: Watcher, thread: threading.Thread, own: Callable[[], None]) -> None:
     vars(thread).pop("run", None)
+    _cap_new(watcher, thread.name)
+    own()
+
+
+def _telling_of_raw_threads(watcher: Watcher, start: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(start)
+    def start_told(function: Any, *rest: Any) -> Any:
+        return start(partial(_run_raw, watcher, function) if callable(function) else function, *rest)
+
+    return start_told
+
+
+def _run_raw(watcher: Watcher, own: Callable[..., object], *args: Any, **options: Any) -> None:
+    _cap_new(watcher, "a thread")
+    own(*args, **options)
+
+
+def _cap_new(watcher: Watcher, name: str) -> None:
     try:
         watcher.cap_new()
     except Exception:
-        log.exception("native threads of %s could not be capped", thread.name)
-    own()
+        log.exception("native threads of %s could not be capped", name)
 
 
 @contextmanager

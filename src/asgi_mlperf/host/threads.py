@@ -44,9 +44,9 @@ class NativeThreadCaps:
     """Keeps the native threads of every Python thread that tells of itself within ``widths``.
 
     ``begin`` and ``end`` stand around a task, in the thread that runs it; ``begin_on_loop`` before each
-    request, on the event loop; ``cap_new`` at a thread's start. No cap raises a count above what was found.
-    A count that the app sets itself with ``torch.set_num_threads`` is reported once, stays where it was
-    set, and holds in every other thread from then on.
+    request, on the event loop; ``cap_new`` at a thread's start, ``cap_early`` in one from before. No cap
+    raises a count above what was found. A count that the app sets itself with ``torch.set_num_threads`` is
+    reported once, stays where it was set, and holds in every other thread from then on.
     """
 
     def __init__(
@@ -136,6 +136,16 @@ class NativeThreadCaps:
             self._place_new()
         self._cap_thread(self._plans[-1], self.widths.share)
 
+    def cap_early(self) -> None:
+        """Cap the calling thread, which ran before, to its share, and place it; its lower counts stay."""
+        before = [(library, library.get()) for library in self._per_thread]
+        self.cap_new()
+        for library, count in before:
+            if count < library.get():
+                library.set(count)
+                if library is self._torch:
+                    self._of_thread.torch = count
+
     def rest(self) -> None:
         """End the native threads that wait for the calling thread, which has had no task for long.
 
@@ -190,10 +200,9 @@ class NativeThreadCaps:
             counts[library.name] = max(counts.get(library.name, 0), library.get())
         return counts
 
-    @property
-    def out_of_reach(self) -> dict[str, int]:
-        """Counts above the worker's CPUs that hold in threads which tell nothing of themselves."""
-        return {each.name: each.found for each in self._per_thread if each.found > self.widths.alone}
+    def out_of_reach(self, allowed: int) -> dict[str, int]:
+        """Return the counts above ``allowed`` that hold in threads which tell nothing of themselves."""
+        return {each.name: each.found for each in self._per_thread if each.found > allowed}
 
     def _mind_fork(self) -> None:
         """Keep a forked event loop off OpenMP teams: libgomp waits for threads that the fork left behind."""

@@ -7,7 +7,7 @@ import os
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
-from asgi_mlperf.host.early_threads import complaint, early_threads
+from asgi_mlperf.host.early_threads import early_threads_capped
 from asgi_mlperf.host.environment import exported, thread_counts
 from asgi_mlperf.host.heaps import freed_memory_kept, heaps
 from asgi_mlperf.host.libraries import look_up
@@ -52,15 +52,10 @@ async def native_threads(process: Process) -> AsyncIterator[NativeThreadCaps | N
         caps = NativeThreadCaps(allowed, interop=threads.interop, place_new=place_new)
         stack.callback(caps.restore)
         caps.refresh(await off_loop(look_up))
-        _name_early_threads(caps)
         caps.begin_on_loop()
         stack.enter_context(watching(caps))
+        stack.enter_context(early_threads_capped(caps))
         yield caps
-
-
-def _name_early_threads(caps: NativeThreadCaps) -> None:
-    if (early := early_threads()) and (counts := caps.out_of_reach):
-        log.warning("%s", complaint(early, counts, caps.widths.alone))
 
 
 @contextmanager
