@@ -2,7 +2,9 @@
 
 Contenders serve the same app at the same time and take turns, round after round, on 127.0.0.1: several
 workers under the load of wrk, one worker under a client that waits for each response. Ratios are taken within
-a round. In each table one contender is there twice: its ratio to itself is what chance makes of 1.
+a round. In each table one contender is there twice: its ratio to itself is what chance makes of 1. Where a
+process's heaps happen to end decides how fast it is for as long as it lives, so several workers are started
+anew a few times.
 """
 
 from __future__ import annotations
@@ -93,20 +95,22 @@ def measure(
     *,
     workers: int,
     connections: int,
+    starts: int,
     rounds: int,
     seconds: int,
 ) -> Figures:
     figures: Figures = {path: {name: [] for name in contenders} for path in paths}
-    with ExitStack() as stack:
-        ports = {name: stack.enter_context(served(name, workers)) for name in contenders}
-        for port in ports.values():
-            for path in paths:
-                requests_per_s(port, path, connections, 1)
-        for turn in range(rounds):
-            for path in paths:
-                order = list(ports) if turn % 2 == 0 else list(reversed(ports))
-                for name in order:
-                    figures[path][name].append(requests_per_s(ports[name], path, connections, seconds))
+    for _ in range(starts):
+        with ExitStack() as stack:
+            ports = {name: stack.enter_context(served(name, workers)) for name in contenders}
+            for port in ports.values():
+                for path in paths:
+                    requests_per_s(port, path, connections, 1)
+            for turn in range(rounds):
+                for path in paths:
+                    order = list(ports) if turn % 2 == 0 else list(reversed(ports))
+                    for name in order:
+                        figures[path][name].append(requests_per_s(ports[name], path, connections, seconds))
     return figures
 
 
@@ -184,7 +188,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, nargs="*", default=[2, 4], help="none: leave that table out")
     parser.add_argument("--models", choices=MODELS, nargs="*", default=MODELS, help="of that table")
-    parser.add_argument("--rounds", type=int, default=5, help="at least 2")
+    parser.add_argument("--starts", type=int, default=4, help="of new servers, for that table")
+    parser.add_argument("--rounds", type=int, default=4, help="with each of them, at least 2")
     parser.add_argument(
         "--seconds", type=int, default=2, help="of load, for each contender, request and round"
     )
@@ -207,6 +212,7 @@ def main() -> None:
             [f"/def/{model}" for model in options.models],
             workers=workers,
             connections=8,
+            starts=options.starts,
             rounds=options.rounds,
             seconds=options.seconds,
         )
