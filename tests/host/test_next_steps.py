@@ -25,10 +25,9 @@ class FakeMonitoring:
     def __init__(self) -> None:
         self.tools, self.watched, self.callback = {}, {}, None
 
-    def get_tool(self, tool):
-        return self.tools.get(tool)
-
     def use_tool_id(self, tool, name):
+        if tool in self.tools:
+            raise ValueError(tool)
         self.tools[tool] = name
 
     def free_tool_id(self, tool):
@@ -108,6 +107,18 @@ def test_when_all_were_called_everything_is_given_back(monitoring, calls, monkey
             assert monitoring.callback(frame.f_code, frame.f_lasti) is None
         assert (monitoring.watched, monitoring.callback, monitoring.tools) == ({}, None, {})
     assert len(calls) == 2
+
+
+def test_an_audit_hook_that_refuses_keeps_nothing_from_being_given_back(monitoring, calls, monkeypatch):
+    def refuse(tool, event, callback):
+        if callback is None:
+            raise PermissionError("not here")
+
+    with Waiting(calls.copy) as thread:
+        with before_next_step({thread.ident}, calls.note):
+            assert monitoring.tools
+            monkeypatch.setattr(monitoring, "register_callback", refuse)
+        assert (monitoring.watched, monitoring.tools) == ({}, {})
 
 
 def test_a_wait_without_handlers_goes_on_in_the_caller_that_has_one(monitoring, calls):

@@ -104,11 +104,11 @@ def test_a_thread_without_an_object_is_told_of_too(witness):
 
     with watching(witness):
         ended.acquire()
-        thread = _thread.start_new_thread(run, (1,), {"two": 2})
+        thread = _thread.start_new_thread(run, (1,), {"own": 2})
         ended.acquire()
         with pytest.raises(TypeError, match="callable"):
             _thread.start_new_thread(None, ())  # type: ignore[call-overload] # what is tested
-    assert witness.of(thread) == ["new", "run (1,) {'two': 2}"]
+    assert witness.of(thread) == ["new", "run (1,) {'own': 2}"]
 
 
 async def test_results_errors_and_context_pass_unchanged(witness):

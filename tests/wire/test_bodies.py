@@ -290,6 +290,12 @@ def test_what_is_no_short_list_of_numbers_is_left_to_other_readers(text):
     assert json_arrays.short_list(text.encode(), np.dtype("f4")) is None
 
 
+@pytest.mark.parametrize(("text", "dtype"), [("[[1,2],[3,4]]", "f4"), ("[1,2]", "i8"), ("[1,2]", ">f4")])
+def test_what_the_reader_of_short_lists_does_not_know_is_not_parsed_for_it(text, dtype, monkeypatch):
+    monkeypatch.setattr(json_arrays, "orjson", None)
+    assert json_arrays.short_list(text.encode(), np.dtype(dtype)) is None
+
+
 @pytest.mark.parametrize("error", [ImportError, RuntimeError, AttributeError])
 def test_json_is_read_where_simdjson_is_missing_or_broken(error, monkeypatch):
     def importing(name):

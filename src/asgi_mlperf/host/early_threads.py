@@ -11,6 +11,7 @@ import sys
 import threading
 from contextlib import contextmanager, nullcontext
 from threading import get_ident
+from traceback import format_exc
 from typing import TYPE_CHECKING
 
 from asgi_mlperf.host import next_steps, thread_states
@@ -58,22 +59,24 @@ def early_threads_capped(caps: NativeThreadCaps) -> Iterator[None]:
 
     Threads that have no next step inside it are left as they were. ``caps`` must be told of new ones already.
     """
-    failures: list[Exception] = []
+    failures: list[str] = []
 
     def cap() -> None:
         try:
             caps.cap_early()
-        except Exception as failure:  # noqa: BLE001 - logged below: the thread may hold a lock of the log's
-            failures.append(failure)
+        except Exception:  # noqa: BLE001 - logged below: the thread may hold a lock of the log's
+            failures.append(format_exc())
 
     early = early_threads() if caps.out_of_reach(caps.widths.share) else {}
     with _before_next_step(early, cap) as missed:
         named = [name for thread, name in early.items() if name and thread in missed]
         if named and (counts := caps.out_of_reach(caps.widths.alone)):
             log.warning("%s", complaint(named, counts, caps.widths.alone))
-        yield
-    for failure in failures:
-        log.error("native threads of a thread from before could not be capped", exc_info=failure)
+        try:
+            yield
+        finally:
+            for failure in failures:
+                log.error("native threads of a thread from before could not be capped\n%s", failure)
 
 
 def early_threads() -> dict[int, str]:
@@ -140,7 +143,7 @@ def _calls(frame: FrameType | None) -> list[tuple[str, str]]:
     """Return module and name of each function that a thread is in; the last is what it was started for."""
     calls: list[tuple[str, str]] = []
     while frame is not None:  # from the innermost call to the outermost
-        module = frame.f_globals.get("__name__", "")
+        module = str(frame.f_globals.get("__name__", ""))
         if module != "threading":
             calls.append((module, frame.f_code.co_qualname))
         frame = frame.f_back

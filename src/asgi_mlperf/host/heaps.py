@@ -29,6 +29,7 @@ _PART_OF_MEMORY = 8
 _UNLIMITED = 8  # once there are more, glibc's own limit holds for good: as many for each CPU (on 64 bits)
 _BESIDE_BLOCK = 8192  # its header, and what rounds it up to pages: more than 32 MiB would move nothing
 _M_ARENA_MAX = -8  # malloc.h
+_LOCKED_SINCE = (2, 27)  # before, malloc_info looked at heaps that others changed meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,9 @@ def _glibc() -> ctypes.CDLL | None:
     try:
         libc, program = ctypes.CDLL("libc.so.6"), ctypes.CDLL(None)
         theirs, ours = (ctypes.cast(each.malloc, ctypes.c_void_p).value for each in (libc, program))
-        if theirs != ours or not libc.gnu_get_libc_version:
+        libc.gnu_get_libc_version.restype = ctypes.c_char_p
+        version = tuple(map(int, libc.gnu_get_libc_version().split(b".")[:2]))
+        if theirs != ours or version < _LOCKED_SINCE:
             return None
         libc.malloc.restype = libc.open_memstream.restype = ctypes.c_void_p
         libc.malloc.argtypes = [ctypes.c_size_t]
@@ -95,7 +98,7 @@ def _glibc() -> ctypes.CDLL | None:
         libc.open_memstream.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
         libc.mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, ValueError):
         return None
     return libc
 

@@ -33,11 +33,10 @@ def before_next_step(threads: Collection[int], call: Callable[[], None]) -> Iter
     it ends, as uvloop's event loop does. Whoever had no next step by the end of this block is left alone.
     """
     monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore] # since 3.12
-    tool = next((free for free in _TOOLS if monitoring.get_tool(free) is None), None)
-    if tool is None or not threads:
+    tool = _tool(monitoring) if threads else None
+    if tool is None:
         yield frozenset(threads)
         return
-    monitoring.use_tool_id(tool, "asgi-mlperf")
     steps = _Steps(monitoring, tool, threads, call)
     try:
         missed = frozenset(threads)
@@ -45,9 +44,18 @@ def before_next_step(threads: Collection[int], call: Callable[[], None]) -> Iter
             missed = steps.expect()
         except Exception:
             log.exception("the next steps of other threads cannot be told")
+            steps.close()
         yield missed
     finally:
         steps.close()
+
+
+def _tool(monitoring: Any) -> int | None:
+    for tool in _TOOLS:
+        with suppress(ValueError):  # somebody else has it
+            monitoring.use_tool_id(tool, "asgi-mlperf")
+            return tool
+    return None
 
 
 class _Steps:
@@ -98,7 +106,7 @@ class _Steps:
         if thread in self._awaited:
             self._awaited.discard(thread)
             self._call()
-            with suppress(Exception), self._lock:  # an audit hook's refusal: the end of the block sees to it
+            with suppress(Exception), self._lock:  # an audit hook's refusal
                 self._narrow()
             return None
         kept = self._kept
@@ -106,7 +114,8 @@ class _Steps:
 
     def _narrow(self) -> None:
         """Watch no more than is needed for those that are still awaited and alive."""
-        self._awaited &= _frames().keys()
+        if self._awaited:
+            self._awaited &= _frames().keys()
         kept: dict[int, set[int]] = {}
         for thread in tuple(self._awaited):
             for code, offsets in self._places.get(thread, {}).items():
@@ -115,9 +124,10 @@ class _Steps:
         for code in self._watched.keys() - kept.keys():
             self._monitoring.set_local_events(self._tool, self._watched.pop(code), 0)
         if not self._watched and self._tool is not None:
-            self._monitoring.register_callback(self._tool, self._monitoring.events.INSTRUCTION, None)
-            self._monitoring.free_tool_id(self._tool)
-            self._tool = None
+            tool, self._tool = self._tool, None
+            with suppress(Exception):  # as above; without events nothing is called
+                self._monitoring.register_callback(tool, self._monitoring.events.INSTRUCTION, None)
+            self._monitoring.free_tool_id(tool)
 
 
 def _frames() -> dict[int, FrameType]:

@@ -118,7 +118,7 @@ def _telling_of_raw_threads(watcher: Watcher, start: Callable[..., Any]) -> Call
     return start_told
 
 
-def _run_raw(watcher: Watcher, own: Callable[..., object], *args: Any, **options: Any) -> None:
+def _run_raw(watcher: Watcher, own: Callable[..., object], /, *args: Any, **options: Any) -> None:
     _cap_new(watcher, "a thread")
     own(*args, **options)
 

@@ -106,13 +106,13 @@ class _Hook:
     def remove(self, thread: int) -> None:
         """Take the function out of a thread that did not call it yet."""
         if self._awaited.pop(thread, None) is not None:
-            _unmark(_frames().get(thread))
             with suppress(Exception):  # as above; then it takes itself out
                 self._api.exchange(thread, self._address, None)
+                _unmark(_frames().get(thread))
 
     def _step(self, *_: Any) -> int:
         try:
-            self._api.unset_own(None, None)
+            self._api.unset_own()
             thread = get_ident()
             if call := self._awaited.pop(thread, None):
                 _unmark(_frames()[thread])
@@ -137,7 +137,7 @@ class _Api:
     """What is needed of C; AttributeError where it is missing."""
 
     def __init__(self) -> None:
-        self.unset_own = _function("PyEval_SetTrace", None, _ADDRESS, _ADDRESS)
+        self._set_own = _function("PyEval_SetTrace", None, _ADDRESS, _ADDRESS)
         self._own = _function("PyThreadState_Get", _ADDRESS)
         self._here = _function("PyInterpreterState_Get", _ADDRESS)
         self._main = _function("PyInterpreterState_Main", _ADDRESS)
@@ -156,8 +156,17 @@ class _Api:
             and (state.trace_function is None) == (trace is None)
         )
 
+    def unset_own(self) -> None:
+        """Take the calling thread's trace function out, inside a call of it."""
+        if _is_unaudited():
+            self._set_own(None, None)
+        else:  # an audit hook's refusal would leave it there; after the call the interpreter looks at this
+            _State.from_address(self._own()).trace_function = None
+
     def has(self, thread: int, function: int | None) -> bool:
-        """Tell whether a thread lives and its trace function is this one."""
+        """Tell whether a thread lives and its trace function is this one; False where others audit."""
+        if not _is_unaudited():
+            return False
         with _collector_off():
             return next(self._state(thread, function), None) is not None
 
@@ -166,8 +175,10 @@ class _Api:
 
         A thread that ends frees its state, for which it needs the GIL. So from the look at a state to its
         change this thread keeps the GIL: a chain of iterators in C has no bytecode between which it could be
-        given away, and the collector runs no finalizers meanwhile.
+        given away, and the collector runs no finalizers meanwhile. Audit hooks would run: with one, False.
         """
+        if not _is_unaudited():
+            return False
         with _collector_off():
             states = self._state(thread, old)
             return next(map(self._set_trace, states, repeat(new), repeat(None)), None) is not None
@@ -184,6 +195,14 @@ class _Api:
 
 def _function(name: str, result: Any, *arguments: Any) -> Any:
     return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
+
+
+def _is_unaudited() -> bool:
+    try:
+        sys.audit(None)  # type: ignore[arg-type] # which is looked at only if there is a hook to tell
+    except TypeError:
+        return False
+    return True
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import orjson
 
 from asgi_mlperf.wire.casting import as_declared, checked, refused
 from asgi_mlperf.wire.json_numbers import read_numbers
-from asgi_mlperf.wire.leaves import packed
+from asgi_mlperf.wire.leaves import PACKED, packed
 from asgi_mlperf.wire.nested import MOST_AXES, Nested
 from asgi_mlperf.wire.received import PIECE_BYTES
 
@@ -57,7 +57,8 @@ def read_array(body: Received, dtype: np.dtype[Any], shape: Shape, *, finite: bo
         array = _in_pieces(body, dtype, shape, finite=finite)
     else:
         text = body.text()
-        if (numbers := short_list(text, dtype)) is not None and shape.fits(numbers.shape):
+        numbers = short_list(text, dtype) if shape.fits_depth(1) else None
+        if numbers is not None and shape.fits(numbers.shape):
             return numbers
         if (numbers := read_numbers(text, dtype)) is not None and shape.fits(numbers.shape):
             return as_declared(numbers, dtype, finite=False)  # JSON has only finite numbers
@@ -73,7 +74,7 @@ def short_list(text: bytes, dtype: np.dtype[Any]) -> NDArray[Any] | None:
 
     Rows of features mostly are that, and all that other readers look at takes longer than to read them.
     """
-    if len(text) > _SHORT_TEXT or not _is_plain(text):
+    if len(text) > _SHORT_TEXT or dtype.str not in PACKED or text.count(b"[") != 1 or not _is_plain(text):
         return None
     with suppress(orjson.JSONDecodeError, struct.error, OverflowError):
         value = orjson.loads(text)

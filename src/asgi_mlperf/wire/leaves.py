@@ -24,7 +24,7 @@ _SHORT_ROW = 16
 _EXACT_FLOAT = 2**53
 _LARGEST = 2**63 - 1
 _FLOAT64 = np.dtype("<f8")
-_CODES = {"<f4": "f", "<f8": "d"}
+PACKED = {"<f4": "f", "<f8": "d"}
 """What ``struct`` calls the dtypes that it packs; its native codes would not notice an overflow."""
 _KINDS: dict[str, frozenset[type]] = {
     "f": frozenset({float, int}),
@@ -107,7 +107,7 @@ def packed(rows: list[list[float]], dtype: np.dtype[Any]) -> NDArray[Any] | None
         OverflowError: a number that ``dtype`` cannot hold.
         struct.error: something that is no number.
     """
-    code = _CODES.get(dtype.str)
+    code = PACKED.get(dtype.str)
     return _packed(rows, code, dtype) if code else None
 
 
