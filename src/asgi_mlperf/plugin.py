@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from asyncio import _get_running_loop  # a running loop or None; the public one raises, under trio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
@@ -313,27 +313,24 @@ class Plugin:
 
     def serving(self) -> Serving | None:
         """Return what the middleware works with on the running event loop, None while nothing runs."""
-        try:
-            return self.servings[asyncio.get_running_loop()]
-        except KeyError:
-            if self.settings.enabled and not self._warned:
-                self._warned = True
-                log.warning("asgi-mlperf is installed, but its lifespan is not running: %s", _FIX)
-        except RuntimeError:
-            pass  # trio
-        return None
+        loop = _get_running_loop()
+        serving = self.servings.get(loop)
+        if serving is None and loop is not None and self.settings.enabled and not self._warned:
+            self._warned = True
+            log.warning("asgi-mlperf is installed, but its lifespan is not running: %s", _FIX)
+        return serving
 
     def _engine(self) -> Engine | None:
         """Return what runs calls on this event loop, None where a stock app is asked for."""
-        loop = _running_loop()
-        engine = self._publisher.engines.get(loop)
+        loop = _get_running_loop()
+        engine = None if loop is None else self._publisher.engines.get(loop)
         if engine is None and self.settings.enabled and loop is not None:
             raise NotRunning(f"asgi-mlperf's lifespan is not running: {_FIX}")
         return engine
 
     @asynccontextmanager
     async def _around(self, own: Lifespan, app: Any) -> AsyncIterator[Any]:
-        loop = _running_loop()
+        loop = _get_running_loop()
         if loop in self._started:
             async with own(app) as state:
                 yield state
@@ -356,11 +353,3 @@ class Plugin:
                     yield state
             finally:
                 self._started.discard(loop)
-
-
-def _running_loop() -> Any:
-    """Return this thread's asyncio loop, None under trio."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

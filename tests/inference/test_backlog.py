@@ -36,7 +36,7 @@ async def test_a_batch_is_of_one_key_in_order_and_keys_take_turns():
         *(item(f"{key}{n}", key=key) for n in range(3) for key in "abc" if (key, n) < ("c", 1))
     )
     batches = []
-    while backlog:
+    while backlog.count:
         batches.append(taken(backlog, Room(2))[0])
     assert batches == [["a0", "a1"], ["b0", "b1"], ["c0"], ["a2"], ["b2"]]
 
@@ -52,7 +52,7 @@ async def test_a_batch_says_whether_it_is_full():
     assert taken(backlog, Room(2)) == ([0, 1], 2.0, "full")
     assert taken(backlog, Room(2)) == ([2], 1.0, "idle_slot")
     assert taken(backlog, Room(2)) == ([], 0.0, "idle_slot")
-    assert len(backlog) == 0
+    assert backlog.count == 0
 
 
 async def test_the_padded_cost_closes_a_batch_without_changing_the_order():
@@ -97,7 +97,7 @@ async def test_items_that_nobody_waits_for_are_dropped():
     backlog.remove(waiting[3])
     backlog.remove(waiting[3])
     assert taken(backlog, Room(32))[0] == [1]
-    assert len(backlog) == 0
+    assert backlog.count == 0
 
 
 async def test_a_key_whose_items_are_all_gone_is_passed_over():
@@ -110,7 +110,7 @@ async def test_a_key_whose_items_are_all_gone_is_passed_over():
 async def test_clearing_gives_every_item_back():
     backlog = backlog_of(*(item(n, key=n % 3) for n in range(9)))
     assert sorted(waiting.value for waiting in backlog.clear()) == list(range(9))
-    assert len(backlog) == 0
+    assert backlog.count == 0
 
 
 @pytest.mark.parametrize("keys", [1, 1_000])

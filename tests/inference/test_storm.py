@@ -193,7 +193,7 @@ async def test_every_caller_gets_its_own_answer_exactly_once_and_nothing_is_left
         batchers = list(engine._batchers)
         for _ in range(20):
             await asyncio.sleep(0)
-        assert [len(batcher._waiting) for batcher in batchers] == [0] * len(storm.functions + storm.streams)
+        assert [batcher.waiting for batcher in batchers] == [0] * len(storm.functions + storm.streams)
         for pool in {id(batcher.pool): batcher.pool for batcher in batchers}.values():
             await pool.drain(30)
             assert (pool._admission.running, len(pool._admission), pool._announced) == (0, 0, 0)

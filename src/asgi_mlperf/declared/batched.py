@@ -7,7 +7,7 @@ import inspect
 from contextlib import aclosing
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
@@ -34,6 +34,10 @@ class Results(Protocol[Result_co]):
     def __getitem__(self, index: int, /) -> Result_co: ...
 
 
+def _nothing() -> None:
+    """Stand for a reference to what is gone."""
+
+
 class _Declared:
     """A function of a batch, and how it is to be batched; the plain function is ``__wrapped__``."""
 
@@ -49,6 +53,7 @@ class _Declared:
         self._find_engine = find_engine
         self._func = func
         self._batchers: WeakKeyDictionary[Engine, Batcher] = WeakKeyDictionary()
+        self._latest: tuple[Callable[[], Engine | None], Callable[[], Batcher | None]] = _nothing, _nothing
         self._attribute = getattr(func, "__name__", "")
         functools.update_wrapper(cast("Callable[..., Any]", self), func)
 
@@ -76,10 +81,14 @@ class _Declared:
         return bound
 
     def _batcher(self, engine: Engine) -> Batcher:
-        batcher = self._batchers.get(engine)
-        if batcher is None:
-            batcher = self._batchers[engine] = engine.batcher(self._func, self.options)
-        return batcher
+        latest, batcher_of_latest = self._latest
+        if latest() is engine and (batcher := batcher_of_latest()) is not None:
+            return batcher
+        found = self._batchers.get(engine)
+        if found is None:
+            found = self._batchers[engine] = engine.batcher(self._func, self.options)
+        self._latest = ref(engine), ref(found)
+        return found
 
 
 class Batched(_Declared, Generic[Item, Result]):
@@ -98,8 +107,7 @@ class Batched(_Declared, Generic[Item, Result]):
         engine = self._find_engine()
         if engine is None:
             return await self._alone(item)
-        batcher = self._batchers.get(engine) or self._batcher(engine)
-        result: Result = await batcher.submit(item, timeout)
+        result: Result = await self._batcher(engine).submit(item, timeout)
         return result
 
     async def _alone(self, item: Item) -> Result:

@@ -88,19 +88,20 @@ class Batcher:
     def enter(self, kind: type[AnItem], value: Any, timeout_s: float | None) -> AnItem:
         """Let one item wait; raise if it may not."""
         now = clock()
-        self.pool.refuse_own(self.name)
-        deadline = self.pool.deadline(now, timeout_s, self.name)
+        pool, name = self.pool, self.name
+        pool.refuse_own(name)
+        deadline = pool.deadline(now, timeout_s, name)
         if self.down:
-            raise self.pool.refusal("restarting")
-        self.pool.check(
-            waiting=len(self._waiting),
-            batch=self.options.max_size,
-            deadline=deadline,
-            service=self.service,
-            most=self.placement.most_on_threads,
-        )
-        key, cost = self._labels(value)
-        item = kind(value, name=self.name, queued_at=now, deadline=deadline, key=key, cost=cost)
+            raise pool.refusal("restarting")
+        if not pool.surely_takes(self._waiting.count, self.options.max_size):
+            pool.check(
+                waiting=self._waiting.count,
+                batch=self.options.max_size,
+                deadline=deadline,
+                service=self.service,
+                most=self.placement.most_on_threads,
+            )
+        item = kind(value, name, now, deadline, *self._labels(value))
         self._waiting.add(item)
         self.gathering.arrived(now)
         return item
@@ -113,12 +114,12 @@ class Batcher:
         """Return how large the next batch may be inline, 0 where it is to use a thread."""
         if is_retry:
             return 0.0 if self.placement.metered else self.placement.room(1.0, 1.0)
-        return self.next_up()[0] if self._waiting else 0.0
+        return self.next_up()[0] if self._waiting.count else 0.0
 
     @property
     def waiting(self) -> int:
         """How many items wait."""
-        return len(self._waiting)
+        return self._waiting.count
 
     @property
     def largest(self) -> float:
@@ -144,7 +145,7 @@ class Batcher:
             options.max_size, options.budget, inline_size or math.inf, cost.likely, cost.likely(self.largest)
         )
         size, reason = self._waiting.take(now, room, items)
-        if self._waiting:
+        if self._waiting.count:
             self.gathering.begin(now)
         if items:
             self._observers.closed(reason)

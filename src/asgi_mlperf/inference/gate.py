@@ -19,7 +19,7 @@ from asgi_mlperf.inference.delays import ServiceTime
 from asgi_mlperf.inference.waiting import Patience
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from asgi_mlperf.hooks import PoolObservers
     from asgi_mlperf.inference.waiting import Waiter
@@ -156,18 +156,20 @@ class Gate(abc.ABC, Generic[Work]):
             if self._admission.withdraw(work):
                 self.observers.queue_length(len(self._admission))
 
-    async def result(self, waiter: Waiter) -> Any:
+    def result(self, waiter: Waiter) -> Coroutine[Any, Any, Any]:
         """Wait for one result; what is given up is counted, and who wants to know is told how it went."""
-        called = self.observers.called
-        if called is not None and not waiter.started_at:
+        wait = waiter.wait(self.patience, self.observers.abandoned)
+        return wait if self.observers.called is None else self._told(waiter, wait, self.observers.called)
+
+    async def _told(
+        self, waiter: Waiter, wait: Coroutine[Any, Any, Any], called: Callable[[ModelCall], None]
+    ) -> Any:
+        if not waiter.started_at:
             waiter.behind = self.ahead()
         try:
-            return await waiter.wait(self.patience)
+            return await wait
         finally:
-            if waiter.reason:
-                self.observers.abandoned(waiter.reason)
-            if called is not None:
-                called(self._account(waiter))
+            called(self._account(waiter))
 
     def ahead(self) -> str:
         """Say what runs and waits before a call that comes now; nothing if a slot is free."""
@@ -201,6 +203,12 @@ class Gate(abc.ABC, Generic[Work]):
             self.observers.abandoned("deadline")
             raise DeadlineExceeded(f"the deadline of {what} had passed before it was called")
         return deadline
+
+    def surely_takes(self, waiting: int, batch: int) -> bool:
+        """Say whether nothing runs, and the next batch will hold one more item than the ``waiting`` ones."""
+        return (
+            not self.closed and not self._admission.running and waiting < batch and waiting < self._max_queue
+        )
 
     def check(self, *, waiting: int, batch: int, deadline: float, service: ServiceTime, most: float) -> None:
         """Raise ``Overloaded`` for an item, kept by its batcher, that may not wait.

@@ -135,7 +135,7 @@ class Place(Waiter):
 
     def __init__(self, limit: AdaptiveLimit, *, queued_at: float, deadline: float, level: int) -> None:
         """Wait for a place under ``limit``."""
-        super().__init__(limit.name, queued_at=queued_at, deadline=deadline)
+        super().__init__(limit.name, queued_at, deadline)
         self.entered = False
         self.level = level
         self.service = limit.service(limit.name)

@@ -27,9 +27,9 @@ class StreamItem(Item):
 
     __slots__ = ("_arrived", "chunks", "error", "flow", "over")
 
-    def __init__(self, value: Any, **about: Any) -> None:
+    def __init__(self, value: Any, *about: Any) -> None:
         """Wait for the chunks of ``value``."""
-        super().__init__(value, **about)
+        super().__init__(value, *about)
         self.chunks: deque[Any] = deque()
         self.over = False
         self.error: BaseException | None = None

@@ -93,7 +93,7 @@ class Waiter:
         "started_at",
     )
 
-    def __init__(self, name: str, *, queued_at: float, deadline: float) -> None:
+    def __init__(self, name: str, queued_at: float, deadline: float) -> None:
         """Begin to wait at ``queued_at``."""
         self.name = name
         self.queued_at = queued_at
@@ -107,8 +107,8 @@ class Waiter:
         self._timer: asyncio.TimerHandle | None = None
         self._stop_watching: Callable[[], None] | None = None
 
-    async def wait(self, patience: Patience) -> Any:
-        """Return the result or raise the error; afterwards ``reason`` says why it was given up, if it was.
+    async def wait(self, patience: Patience, abandoned: Callable[[str], None]) -> Any:
+        """Return the result or raise the error; ``abandoned`` is told why it was given up, if it was.
 
         A client that leaves is noticed from 50 ms on, so that a short call pays nothing for it.
         """
@@ -122,6 +122,8 @@ class Waiter:
         finally:
             del future
             self.end()
+            if self.reason:
+                abandoned(self.reason)
 
     def end(self) -> None:
         """Stop minding; the wait is over.

@@ -98,7 +98,7 @@ class Call(Waiter):
         pool: str,
     ) -> None:
         """Take the caller's context variables along."""
-        super().__init__(name, queued_at=queued_at, deadline=deadline)
+        super().__init__(name, queued_at, deadline)
         self._func = func
         self._args = args
         self.level = level

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import struct
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -57,7 +56,7 @@ def read_array(body: Received, dtype: np.dtype[Any], shape: Shape, *, finite: bo
         array = _in_pieces(body, dtype, shape, finite=finite)
     else:
         text = body.text()
-        numbers = short_list(text, dtype) if shape.fits_depth(1) else None
+        numbers = short_list(text, dtype) if shape.may_be_flat else None
         if numbers is not None and shape.fits(numbers.shape):
             return numbers
         if (numbers := read_numbers(text, dtype)) is not None and shape.fits(numbers.shape):
@@ -74,12 +73,14 @@ def short_list(text: bytes, dtype: np.dtype[Any]) -> NDArray[Any] | None:
 
     Rows of features mostly are that, and all that other readers look at takes longer than to read them.
     """
-    if len(text) > _SHORT_TEXT or dtype.str not in PACKED or text.count(b"[") != 1 or not _is_plain(text):
+    code = PACKED.get(dtype.str)
+    if code is None or len(text) > _SHORT_TEXT or text.count(b"[") != 1 or b"t" in text or b"f" in text:
         return None
-    with suppress(orjson.JSONDecodeError, struct.error, OverflowError):
+    try:
         value = orjson.loads(text)
-        return packed([value], dtype) if type(value) is list else None
-    return None
+        return packed(value, code, dtype) if type(value) is list else None
+    except (orjson.JSONDecodeError, struct.error, OverflowError):
+        return None
 
 
 def _in_pieces(body: Received, dtype: np.dtype[Any], shape: Shape, *, finite: bool) -> NDArray[Any]:

@@ -74,8 +74,8 @@ def rows_to_array(
     """What :func:`to_array` makes of all ``rows``; faster if they are ``is_plain``: hold no booleans."""
     if dtype.kind == "f" and is_plain:
         with suppress(struct.error, OverflowError):
-            exact = packed(rows, dtype)
-            return cast(_packed(rows, "d", _FLOAT64), dtype, where) if exact is None else exact
+            code = PACKED.get(dtype.str)
+            return _packed(rows, code, dtype) if code else cast(_packed(rows, "d", _FLOAT64), dtype, where)
     return to_array(flatten(rows), dtype, where, finite=finite)
 
 
@@ -100,21 +100,22 @@ def to_array(leaves: Sequence[Any], dtype: np.dtype[Any], where: Where, *, finit
     return cast(_integers(leaves, dtype, where, with_floats=float in kinds), dtype, where)
 
 
-def packed(rows: list[list[float]], dtype: np.dtype[Any]) -> NDArray[Any] | None:
-    """``rows`` in writable memory, where ``struct`` knows ``dtype``.
+def packed(row: list[float], code: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """``row`` in writable memory, as ``dtype``, of which ``code`` is the name in :data:`PACKED`.
 
     Raises:
         OverflowError: a number that ``dtype`` cannot hold.
         struct.error: something that is no number.
     """
-    code = PACKED.get(dtype.str)
-    return _packed(rows, code, dtype) if code else None
+    return np.frombuffer(bytearray(struct.pack(f"<{len(row)}{code}", *row)), dtype)
 
 
 def _packed(rows: list[list[float]], code: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The same, by the fastest reader of Python floats there is."""
+    """The same for several rows, one after the other."""
     if len(rows) > 1 and (len(rows[0]) < _SHORT_ROW or len(set(map(len, rows))) > 1):
         rows = [flatten(rows)]
+    if len(rows) == 1:
+        return packed(rows[0], code, dtype)
     pack = struct.Struct(f"<{len(rows[0])}{code}").pack
     return np.frombuffer(bytearray().join([pack(*row) for row in rows]), dtype)
 

@@ -28,6 +28,7 @@ class Shape:
         self._open = [at for at in range(len(self.axes)) if at not in self._known]
         self._repeats = len(set(names) - {"_"}) < len(names) - names.count("_")
         self._known_size = math.prod(self._known.values())
+        self.may_be_flat = self.fits_depth(1)
 
     def fits_depth(self, depth: int) -> bool:
         """Whether an array of ``depth`` axes may have this shape."""
@@ -35,6 +36,8 @@ class Shape:
 
     def fits(self, sizes: tuple[int, ...]) -> bool:
         """Whether an array of these ``sizes`` has this shape."""
+        if sizes == self.axes:
+            return True
         if self.is_open or self._repeats:
             return self.fits_depth(len(sizes)) and self._fits_named(sizes)
         if len(sizes) != len(self.axes):
