@@ -49,13 +49,12 @@ class Traffic:
 
 
 class Notes:
-    """What is known of some requests only: formats and seconds of encodings, and telemetry's own."""
+    """What is known of some requests only, telemetry's own."""
 
-    __slots__ = ("account", "encodings", "request_id")
+    __slots__ = ("account", "request_id")
 
     def __init__(self) -> None:
         """Begin empty."""
-        self.encodings: tuple[tuple[str, float], ...] = ()
         self.request_id = ""
         self.account: Any = None
 
@@ -67,8 +66,9 @@ class Exchange:
     exception, 499 after the client left. ``root_path`` is the one the app was called with; mounts on the
     way change the one in the scope. ``started_at``, ``streamed_at`` (the first byte of a streamed response)
     and ``ended_at`` are seconds on the runtime's clock, 0 until they are known; ``received_bytes`` are those
-    of the request's body that the app has taken, ``sent_bytes`` those of the response's body. ``notes``
-    is None for a request of which there is nothing more to say.
+    of the request's body that the app has taken, ``sent_bytes`` those of the response's body. ``encodings``
+    are formats and seconds that the response took to encode, set in any thread. ``notes`` is None for a
+    request of which there is nothing more to say.
     """
 
     __slots__ = (
@@ -78,6 +78,7 @@ class Exchange:
         "_serving",
         "_start",
         "ahead",
+        "encodings",
         "ended",
         "ended_at",
         "notes",
@@ -102,6 +103,7 @@ class Exchange:
         self._send = send
         self._serving = serving
         self.ahead: ReadAhead | None = None
+        self.encodings: tuple[tuple[str, float], ...] = ()
         self.notes: Notes | None = None
         traffic = serving.traffic
         traffic.in_flight += 1
@@ -159,11 +161,6 @@ class Exchange:
     def app_hears_of_departures(self) -> bool:
         """Whether the app is sending and listening at once, and will cancel what it does by itself."""
         return self.status != 0 and self.ahead is not None and self.ahead.app_is_waiting
-
-    def encoded(self, format_: str, seconds: float) -> None:
-        """Note what it took to encode the response; in any thread."""
-        notes = self.noted()
-        notes.encodings = (*notes.encodings, (format_, seconds))
 
     def noted(self) -> Notes:
         """Return the notes on this request, begun if there are none."""

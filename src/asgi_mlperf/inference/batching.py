@@ -62,6 +62,7 @@ class Batcher:
         self.placement = placement
         self.down: str | None = None
         self.options = options
+        self._is_plain = options.key is None and options.cost is None
         self.pool = pool
         self._observers = observers
         self._waiting = Backlog()
@@ -101,7 +102,8 @@ class Batcher:
                 service=self.service,
                 most=self.placement.most_on_threads,
             )
-        item = kind(value, name, now, deadline, *self._labels(value))
+        key, cost = (None, 1.0) if self._is_plain else self._labels(value)
+        item = kind(value, name, now, deadline, key, cost)
         self._waiting.add(item)
         self.gathering.arrived(now)
         return item
@@ -155,10 +157,11 @@ class Batcher:
 
     def note(self, now: float, items: list[Item], size: float, *, inline: bool) -> None:
         """Measure a batch that begins."""
-        self._observers.size.observe(len(items))
+        count, lingered = len(items), self._observers.linger.observe
+        self._observers.size.observe(count)
         for item in items:
-            item.started_at, item.batch_size = now, len(items)
-            self._observers.linger.observe(now - item.queued_at)
+            item.started_at, item.batch_size = now, count
+            lingered(now - item.queued_at)
         if self.options.cost is not None and size:
             self._observers.padding(1 - sum(item.cost for item in items) / size)
         if inline is not self._ran_inline:

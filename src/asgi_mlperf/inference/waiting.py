@@ -7,7 +7,7 @@ import math
 from collections import deque
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from asgi_mlperf.exceptions import ClientLeft, DeadlineExceeded
 from asgi_mlperf.hooks import current_exchange
@@ -68,7 +68,7 @@ class Patience:
         now = clock()
         while self._short and self._short[0].queued_at + _LONG_S <= now:
             waiter = self._short.popleft()
-            if not waiter.future.done():
+            if waiter.future is not _OVER and not waiter.future.done():
                 waiter.expire_in_time(now)
                 waiter.watch_departure()
         if self._short:
@@ -113,7 +113,7 @@ class Waiter:
         A client that leaves is noticed from 50 ms on, so that a short call pays nothing for it.
         """
         patience.mind(self)
-        future = cast("asyncio.Future[Any]", self.future)
+        future: Any = self.future
         try:
             return await future
         except asyncio.CancelledError:

@@ -109,7 +109,7 @@ class Explainer:
             total=until - began,
             queue=account.queue,
             run=account.run,
-            encode=sum(seconds for _, seconds in notes.encodings),
+            encode=sum(seconds for _, seconds in exchange.encodings),
             gc=self._gc.between(began, until),
             lag=self._lag.between(began, until) + max(0.0, late),
             calls=account.calls,

@@ -118,9 +118,8 @@ class RequestSeries:
                 if route is not None and scope["method"] in METHODS:
                     self._taken[key] = observe, (route, endpoint, context)
         observe(exchange.ended_at - exchange.started_at, exchange.received_bytes, exchange.sent_bytes)
-        if exchange.notes is not None:
-            for format_, seconds in exchange.notes.encodings:
-                self._encode.labels(format_).observe(seconds)
+        for format_, seconds in exchange.encodings:
+            self._encode.labels(format_).observe(seconds)
         if exchange.streamed_at and observe is not _EXCLUDED.observe:
             seconds = exchange.streamed_at - exchange.started_at
             self._first_byte.labels(self._templates.route_of(exchange)).observe(seconds)

@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, StreamingResponse
 
 from asgi_mlperf.exceptions import UnserializableError
-from asgi_mlperf.wire.encoding import begin, pieces
+from asgi_mlperf.wire.encoding import begin, pieces, small
 from asgi_mlperf.wire.pacing import Pace
 from asgi_mlperf.wire.sending import pack, send_pieces
 from asgi_mlperf.wire.timing import clock, encoded
 from asgi_mlperf.wire.weight import weigh
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
 
     from starlette.background import BackgroundTask
     from starlette.types import Receive, Scope, Send
@@ -87,15 +87,17 @@ class ORJSONResponse(JSONResponse):
     def render(self, content: Any) -> bytes:
         """The body: UTF-8 JSON without spaces."""
         settings = json_settings.get()
+        began = clock()
         self._later = None
-        if weigh(content) < settings.offload_bytes:
-            began = clock()
+        text = small(content, settings)
+        if text is None:
+            if weigh(content) >= settings.offload_bytes:
+                self._later = pieces(content, settings)
+                return b""
             text, self._later = begin(content, settings)
-            if self._later is None:
-                encoded("json", began)
-            return text
-        self._later = pieces(content, settings)
-        return b""
+        if self._later is None:
+            encoded("json", began)
+        return text
 
     def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
         """Leave the length of a body that is not there yet to :meth:`__call__`."""
@@ -103,13 +105,15 @@ class ORJSONResponse(JSONResponse):
             del self.body
         super().init_headers(headers)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Send the response, encoding a heavy body first."""
         if self._later is None:
-            await super().__call__(scope, receive, send)
-            return
+            return super().__call__(scope, receive, send)
+        return self._send_heavy(self._later, scope, send)
+
+    async def _send_heavy(self, later: Iterator[bytes], scope: Scope, send: Send) -> None:
         began = clock()
-        body = await to_thread.run_sync(self._collect, self._later, Pace())
+        body = await to_thread.run_sync(self._collect, later, Pace())
         encoded("json", began)
         self.headers["content-length"] = str(sum(map(len, body)))
         await send_pieces(self, body, scope, send)

@@ -13,4 +13,4 @@ def encoded(format_: str, since: float) -> None:
     """Tell the current request, if there is one, that its response was encoded from ``since`` until now."""
     exchange = current_exchange.get()
     if exchange is not None:
-        exchange.encoded(format_, clock() - since)
+        exchange.encodings += ((format_, clock() - since),)

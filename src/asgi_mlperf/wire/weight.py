@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = 8
 _MEMBERS_PER_SAMPLE = 4
-_TEXT_PER_BYTE = 2
+TEXT_PER_BYTE = 2
 _LEAF = 8
 _LEAVES = {bool, float, int, type(None)}
 
@@ -27,7 +27,7 @@ def weigh(value: Any, samples: int = _SAMPLES) -> float:
         return len(value)
     size = _attribute(value, "nbytes")
     if isinstance(size, int):
-        return size * _TEXT_PER_BYTE
+        return size * TEXT_PER_BYTE
     fields = _attribute(value, "__dict__")
     return _LEAF if type(fields) is not dict else weigh(fields, samples)
 
