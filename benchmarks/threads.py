@@ -172,8 +172,7 @@ def call_cost_us() -> dict[str, list[float]]:
     caps.begin_on_loop()
 
     def call() -> None:
-        caps.begin()
-        caps.end()
+        caps.call(int)
 
     count = 20_000
     taken = {

@@ -55,7 +55,7 @@ def caps(monkeypatch, openmp, openblas, torch, clock):
 
 def width(caps, library):
     """What a task sees, in the calling thread."""
-    return caps.run(library.get)
+    return caps.call(library.get)
 
 
 def test_a_task_alone_gets_the_whole_budget_in_every_library(caps, openmp, openblas, torch):
@@ -82,7 +82,7 @@ def test_a_failing_task_gives_its_part_back(caps, openmp):
         raise LookupError
 
     with pytest.raises(LookupError):
-        in_new_thread_raising(lambda: caps.run(fail))
+        in_new_thread_raising(lambda: caps.call(fail))
     assert width(caps, openmp) == 4
 
 
@@ -129,7 +129,7 @@ def test_where_every_op_has_one_thread_tasks_are_of_no_concern_to_the_event_loop
     for _ in range(2):
         caps.begin_on_loop()
     monkeypatch.setattr(caps, "_settle_loop", lambda: pytest.fail("capped again"))
-    caps.run(openmp.get)
+    caps.call(openmp.get)
     caps.begin_on_loop()
 
 
@@ -171,9 +171,9 @@ def test_a_count_that_the_app_sets_is_reported_once_and_not_fought(caps, torch, 
         torch.set(3)
 
     with ThreadPoolExecutor(1) as thread, caplog.at_level(logging.WARNING):
-        thread.submit(caps.run, handler).result()
+        thread.submit(caps.call, handler).result()
         assert [thread.submit(width, caps, torch).result() for _ in range(3)] == [3, 3, 3]
-        thread.submit(caps.run, handler).result()
+        thread.submit(caps.call, handler).result()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "ASGI_MLPERF_THREADS__NATIVE" in caplog.text
     assert in_new_thread(width, caps, torch) == 3
@@ -194,8 +194,19 @@ def test_a_task_that_puts_torchs_count_back_is_not_reported(caps, torch, caplog)
         torch.set(1)
         torch.set(before)
 
-    caps.run(handler)
+    caps.call(handler)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("wide", [1, 2])
+def test_a_task_that_cannot_be_capped_runs_all_the_same(wide, caplog, monkeypatch):
+    def fail():
+        raise LookupError("no such library")
+
+    caps = NativeThreadCaps(Widths(wide, 1, 1), interop=1)
+    monkeypatch.setattr(caps, "begin", fail)
+    assert caps.call(pow, 2, 3) == 8
+    assert "could not be capped" in caplog.text
 
 
 def test_a_thread_that_rests_is_capped_anew_with_its_next_task(monkeypatch, clock):

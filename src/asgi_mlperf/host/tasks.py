@@ -33,11 +33,8 @@ class Watcher(Protocol):
     def cap_new(self) -> None:
         """A thread has started."""
 
-    def begin(self) -> None:
-        """A task begins in this thread."""
-
-    def end(self) -> None:
-        """The task has ended."""
+    def call(self, func: Callable[..., Any], /, *args: Any) -> Any:
+        """Return ``func(*args)``, a task of this thread; whatever else fails must not fail the task."""
 
 
 @contextmanager
@@ -54,38 +51,22 @@ def watching(watcher: Watcher) -> Iterator[None]:
 
 
 def _telling_of_tasks(watcher: Watcher, run: Callable[..., Any]) -> Callable[..., Any]:
-    told = _telling(watcher)
+    call = watcher.call
 
     @wraps(run)
     def run_told(*args: Any) -> Any:
-        return told(run, *args)
+        return call(run, *args)
 
     return run_told
 
 
-def _telling(watcher: Watcher) -> Callable[..., Any]:
-    begin, end = watcher.begin, watcher.end
-
-    def told(func: Callable[..., Any], *args: Any) -> Any:
-        try:
-            begin()
-        except Exception:
-            log.exception("native threads of a task could not be capped")
-        try:
-            return func(*args)
-        finally:
-            end()
-
-    return told
-
-
 def _telling_of_functions(watcher: Watcher, hand_over: Callable[..., Any]) -> Callable[..., Any]:
-    told = _telling(watcher)
+    call = watcher.call
 
     @wraps(hand_over)
     def hand_over_told(backend: Any, func: Any, args: Any, *rest: Any, **options: Any) -> Any:
         if not (getattr(func, "__module__", None) or "").startswith(_OWN):  # ours tell themselves
-            func, args = told, (func, *args)
+            func, args = call, (func, *args)
         return hand_over(backend, func, args, *rest, **options)
 
     return hand_over_told

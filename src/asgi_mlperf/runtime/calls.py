@@ -32,7 +32,7 @@ async def inference(
     engine = Engine(
         pools=pools,
         threads=process.inference_threads,
-        around_job=caps.run if caps else _call,
+        around_job=caps.call if caps else _call,
         around_thread=giving_way,
         when_idle=caps.rest if caps else _do_nothing,
         observers=metrics.pool,
