@@ -282,6 +282,16 @@ def test_a_short_list_of_numbers_is_read_at_once(text, dtype):
     assert np.array_equal(read, np.array(json.loads(text), dtype))
 
 
+@with_any_reader
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_rows_of_any_width_are_read(dtype):
+    for shape in [(1, 3), (1, 40), (3, 2), (3, 40)]:
+        array = np.random.default_rng(0).random(shape).astype(dtype)
+        read = post(ArrayBody(dtype, "n m"), json.dumps(array.tolist()))
+        assert read.dtype == dtype
+        assert np.array_equal(read, array)
+
+
 @pytest.mark.parametrize("text", [
     "", "1", "[[1]]", "[null]", "[true]", "[1,false]", '["1"]', "{}", "[1,]", "[1e39]", "[NaN]",
     "[1" + ",1" * 2048 + "]",
