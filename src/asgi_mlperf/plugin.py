@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from asyncio import _get_running_loop  # a running loop or None; the public one raises, under trio
+from asyncio import _get_running_loop  # None where none runs, as under trio: the public one raises
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 

@@ -85,25 +85,53 @@ async def test_a_client_that_leaves_before_the_end_of_its_body_is_told_of_as_sta
     assert await request.is_disconnected()
 
 
-@pytest.mark.parametrize("messages", [[part(BODY)], [part(BODY[:5], more=True), part(BODY[5:])]])
+@pytest.mark.parametrize(
+    "messages",
+    [[part(BODY)], [part(BODY, more=True)], [part(BODY[:5], more=True), part(BODY[5:], more=True)]],
+)
 @pytest.mark.usefixtures("small_limit")
-async def test_a_body_that_turns_out_too_large_is_refused(messages):
+async def test_a_body_is_refused_as_soon_as_it_turns_out_too_large(messages):
     with pytest.raises(BodyRefused) as refusal:
         await read(request_of(*messages))
     assert refusal.value.status_code == 413
 
 
-async def test_a_kind_of_request_that_reads_its_body_its_own_way_is_asked_for_it():
-    class Shifted(Request):
-        async def stream(self):
-            async for chunk in super().stream():
-                yield chunk.replace(b"0.0", b"7.0")
+class Shifted(Request):
+    async def stream(self):
+        async for chunk in super().stream():
+            yield chunk.replace(b"0.0", b"7.0")
 
-    assert (await read(request_of(part(BODY), kind=Shifted)))[0] == 7
+
+class Slotted:
+    """Nobody's request, which has what it takes."""
+
+    __slots__ = ("receive", "scope")
+
+    def __init__(self, scope, receive):
+        self.scope, self.receive = scope, receive
+
+    async def stream(self):
+        yield BODY.replace(b"0.0", b"7.0")
+
+
+@pytest.mark.parametrize("kind", [Shifted, Slotted])
+async def test_a_kind_of_request_that_reads_its_body_its_own_way_is_asked_for_it(kind):
+    assert (await read(request_of(part(BODY), kind=kind)))[0] == 7
+
+
+async def test_a_request_whose_stream_was_replaced_is_asked_for_that():
+    request = request_of()
+    request.stream = Slotted(request.scope, None).stream
+    assert (await read(request))[0] == 7
 
 
 async def test_other_messages_are_passed_over():
-    request = request_of({"type": "http.request.early_hint"}, part(BODY))
+    request = request_of({"type": "http.other", "body": b"[9,"}, part(BODY))
+    assert (await read(request)).tolist() == ROW.tolist()
+
+
+async def test_a_message_without_a_body_adds_nothing():
+    request = request_of({"type": "http.request", "body": None, "more_body": True}, part(BODY))
     assert (await read(request)).tolist() == ROW.tolist()
 
 

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from starlette.testclient import TestClient
 
 from asgi_mlperf.exceptions import UnserializableError
 from asgi_mlperf.wire import JSONSettings, ORJSONResponse, json_settings
@@ -347,3 +348,7 @@ def test_whatever_numpy_can_hold_reads_back_the_same(array, steps):
 
 def _map(function, nested) -> Any:
     return [_map(function, x) for x in nested] if isinstance(nested, list) else function(nested)
+
+
+def test_a_response_is_an_app_of_its_own():
+    assert TestClient(ORJSONResponse({"a": np.arange(2)})).get("/").json() == {"a": [0, 1]}

@@ -43,10 +43,11 @@ class _OfThread(threading.local):
 class NativeThreadCaps:
     """Keeps the native threads of every Python thread that tells of itself within ``widths``.
 
-    ``call`` runs a task, in its thread, between ``begin`` and ``end``; ``begin_on_loop`` stands before each
-    request, on the event loop; ``cap_new`` at a thread's start, ``cap_early`` in one from before. No cap
-    raises a count above what was found. A count that the app sets itself with ``torch.set_num_threads`` is
-    reported once, stays where it was set, and holds in every other thread from then on.
+    ``begin`` and ``end`` stand around a task, in the thread that runs it, and ``call`` runs one;
+    ``begin_on_loop`` stands before each request, on the event loop; ``cap_new`` at a thread's start,
+    ``cap_early`` in one from before. No cap raises a count above what was found. A count that the app sets
+    itself with ``torch.set_num_threads`` is reported once, stays where it was set, and holds in every other
+    thread from then on.
     """
 
     def __init__(
@@ -109,8 +110,8 @@ class NativeThreadCaps:
     def call(self, func: Callable[..., Any], /, *args: Any) -> Any:
         """Return ``func(*args)``, called as a task; that it could not be capped is logged.
 
-        About 0.3 µs more than the call, unless widths or libraries changed: where every task has the same
-        width, nobody needs to know how many run.
+        Where each task has the same width, ``begin`` and ``end`` are left out unless something changed, and
+        nobody counts how many run.
         """
         mine = self._of_thread
         plan = mine.plan

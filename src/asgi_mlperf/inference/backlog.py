@@ -53,7 +53,7 @@ class Room(NamedTuple):
 
 
 class Backlog:
-    """Items that wait, ``count`` of them. No operation takes longer for how many there are."""
+    """Items that wait, ``count`` of them. To add, remove or take one takes as long however many there are."""
 
     def __init__(self) -> None:
         """Begin empty."""
@@ -69,7 +69,7 @@ class Backlog:
         self.count += 1
 
     def remove(self, item: Item) -> None:
-        """Forget ``item``, if it still waits, and its value: what minds the wait may keep it for a while."""
+        """Forget ``item`` if it waits, and its value in any case: what minds the wait may keep it a while."""
         item.value = None
         line = self._lines.get(item.key)
         if line is not None and line.pop(id(item), None) is not None:

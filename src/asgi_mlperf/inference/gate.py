@@ -158,16 +158,15 @@ class Gate(abc.ABC, Generic[Work]):
 
     def result(self, waiter: Waiter) -> Coroutine[Any, Any, Any]:
         """Wait for one result; what is given up is counted, and who wants to know is told how it went."""
-        wait = waiter.wait(self.patience, self.observers.abandoned)
-        return wait if self.observers.called is None else self._told(waiter, wait, self.observers.called)
+        if self.observers.called is None:
+            return waiter.wait(self.patience, self.observers.abandoned)
+        return self._told(waiter, self.observers.called)
 
-    async def _told(
-        self, waiter: Waiter, wait: Coroutine[Any, Any, Any], called: Callable[[ModelCall], None]
-    ) -> Any:
+    async def _told(self, waiter: Waiter, called: Callable[[ModelCall], None]) -> Any:
         if not waiter.started_at:
             waiter.behind = self.ahead()
         try:
-            return await wait
+            return await waiter.wait(self.patience, self.observers.abandoned)
         finally:
             called(self._account(waiter))
 
@@ -205,7 +204,10 @@ class Gate(abc.ABC, Generic[Work]):
         return deadline
 
     def surely_takes(self, waiting: int, batch: int) -> bool:
-        """Say whether nothing runs, and the next batch will hold one more item than the ``waiting`` ones."""
+        """Say whether ``check`` need not be asked: nothing runs, and the next batch holds one item more.
+
+        It must hold for no item that ``check`` would refuse.
+        """
         return (
             not self.closed and not self._admission.running and waiting < batch and waiting < self._max_queue
         )

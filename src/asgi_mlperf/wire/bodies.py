@@ -88,8 +88,8 @@ async def read_body(
     """
     headers = dict(request.scope["headers"])
     body = await received(request, headers)
-    kind = _KNOWN.get(headers.get(b"content-type", b"application/json")) or media_type(headers)
-    if body.is_heavy or (kind == formats.ARROW and formats.must_load(kind)):
+    kind = media_type(headers)
+    if body.is_heavy or (kind != formats.JSON and formats.must_load(kind)):
         return await to_thread.run_sync(read, body, kind, headers)
     return read(body, kind, headers)
 

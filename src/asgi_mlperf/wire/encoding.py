@@ -30,11 +30,19 @@ def dumps(content: object, settings: JSONSettings) -> bytes:
 
 
 def small(content: object, settings: JSONSettings) -> bytes | None:
-    """The same text where ``content`` is an array that is quickly written as it is: models' usual answer."""
+    """The same text of a light array or scalar that orjson writes as it is, None for :func:`begin` to write.
+
+    It is what most models answer, and the other way asks for much that is nothing to an array.
+    """
     if not arrays.is_numbers(content) or not settings.is_plain:
         return None
     size: int = content.nbytes  # type: ignore[attr-defined] # NumPy's
-    return arrays.dumps(content) if size * TEXT_PER_BYTE < settings.offload_bytes else None
+    if size * TEXT_PER_BYTE >= settings.offload_bytes:
+        return None
+    try:
+        return arrays.dumps(content)
+    except orjson.JSONEncodeError:
+        return None
 
 
 def begin(content: object, settings: JSONSettings) -> tuple[bytes, Iterator[bytes] | None]:

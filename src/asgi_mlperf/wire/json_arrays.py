@@ -74,7 +74,9 @@ def short_list(text: bytes, dtype: np.dtype[Any]) -> NDArray[Any] | None:
     Rows of features mostly are that, and all that other readers look at takes longer than to read them.
     """
     code = PACKED.get(dtype.str)
-    if code is None or len(text) > _SHORT_TEXT or text.count(b"[") != 1 or b"t" in text or b"f" in text:
+    if code is None or len(text) > _SHORT_TEXT or text.count(b"[") != 1:
+        return None
+    if b"t" in text or b"f" in text:  # not plain: ``struct`` would take booleans for numbers
         return None
     try:
         value = orjson.loads(text)

@@ -111,7 +111,7 @@ def packed(row: list[float], code: str, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _packed(rows: list[list[float]], code: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The same for several rows, one after the other."""
+    """The same for any number of rows, one after the other."""
     if len(rows) > 1 and (len(rows[0]) < _SHORT_ROW or len(set(map(len, rows))) > 1):
         rows = [flatten(rows)]
     if len(rows) == 1:

@@ -17,7 +17,7 @@ from asgi_mlperf.wire.timing import clock, encoded
 from asgi_mlperf.wire.weight import weigh
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from starlette.background import BackgroundTask
     from starlette.types import Receive, Scope, Send
@@ -105,15 +105,13 @@ class ORJSONResponse(JSONResponse):
             del self.body
         super().init_headers(headers)
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response, encoding a heavy body first."""
         if self._later is None:
-            return super().__call__(scope, receive, send)
-        return self._send_heavy(self._later, scope, send)
-
-    async def _send_heavy(self, later: Iterator[bytes], scope: Scope, send: Send) -> None:
+            await super().__call__(scope, receive, send)
+            return
         began = clock()
-        body = await to_thread.run_sync(self._collect, later, Pace())
+        body = await to_thread.run_sync(self._collect, self._later, Pace())
         encoded("json", began)
         self.headers["content-length"] = str(sum(map(len, body)))
         await send_pieces(self, body, scope, send)
