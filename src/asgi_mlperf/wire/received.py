@@ -80,7 +80,7 @@ async def received(request: Request, headers: Mapping[bytes, bytes]) -> Received
     state = _state_of_unread(request)
     if state is None:
         return await _in_chunks(request, b"", settings)
-    # As the request's stream would: to make and end that generator takes half as long as all the rest.
+    # As the request's stream would: to make and end that generator takes nearly as long as all the rest.
     message = await request.receive()
     if message["type"] == "http.disconnect":
         state["_is_disconnected"] = True
