@@ -13,7 +13,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 		{ echo "asgi-mlperf needs Python 3.11 or newer; call: make PYTHON=python3.11 <command>"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "no venv module; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[example]' --group dev
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[example]' --group dev
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; pip would use one
 	@touch $@
 
 test: lint types layers unit  ## run every check
@@ -29,6 +30,7 @@ types: $(VENV)/.ready
 layers: $(VENV)/.ready
 	$(BIN)/lint-imports
 
+unit: export PYTHONDONTWRITEBYTECODE =  # the many servers that tests start read what the first one compiled
 unit: $(VENV)/.ready
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov --cov-report=term
 

@@ -7,16 +7,23 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import thread as executors
+from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from anyio._backends import _asyncio as anyio_asyncio
 
 from asgi_mlperf.host import libraries
 from asgi_mlperf.host.environment import COUNTS
+
+# The same inputs in every run; --hypothesis-profile=default looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(
@@ -68,3 +75,20 @@ def process_as_found(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def collector_as_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start without collecting: in a process of many tests each full collection takes its time."""
     monkeypatch.setenv("ASGI_MLPERF_GC__MODE", "off")
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """Without coverage: many thousand steps take several times as long where each line is noted."""
+    own, of_threads = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)
+    yield
+    sys.settrace(own)
+    threading.settrace(of_threads)
+
+
+@pytest.fixture
+def slots_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Claim no worker slot that a test in a process beside this one wants: to the plugin both are workers."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

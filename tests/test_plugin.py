@@ -17,6 +17,8 @@ from tests.support import call
 
 from asgi_mlperf import NotRunning, PerfMiddleware, Plugin, Settings
 
+pytestmark = pytest.mark.usefixtures("collector_as_found")
+
 
 async def hello(request):
     return PlainTextResponse("hello")
@@ -265,7 +267,8 @@ async def test_warm_up_runs_after_the_apps_lifespan_and_before_readiness():
     ]
 
 
-async def test_two_plugins_in_one_process_work_and_the_second_leaves_gc_and_threads(caplog):
+async def test_two_plugins_in_one_process_work_and_the_second_leaves_gc_and_threads(monkeypatch, caplog):
+    monkeypatch.delenv("ASGI_MLPERF_GC__MODE")
     first, second = Plugin(), Plugin()
     for plugin in (first, second):
         PerfMiddleware(Starlette(), plugin)
@@ -303,6 +306,7 @@ def test_one_plugin_serves_two_loops_at_once():
 def test_disabled_is_a_stock_app(monkeypatch, caplog):
     import gc
 
+    monkeypatch.delenv("ASGI_MLPERF_GC__MODE")
     monkeypatch.setenv("ASGI_MLPERF_ENABLED", "false")
     plugin, threads, sizes = Plugin(), [], []
 

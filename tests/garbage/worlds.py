@@ -32,7 +32,8 @@ class World:
     longest: float = 0.0
     most_young_garbage: int = 0
     most_old_garbage: int = 0
-    most_garbage_bytes: int = 0
+    spared: int = 0
+    most_later_garbage_bytes: float = 0.0
     most_live_bytes: int = 0
     floor: int = 0
     lowest: int = 0
@@ -157,6 +158,7 @@ class World:
         self.now += seconds
         if generation is Generation.FULL:
             self.automatic = False
+            self.spared = sum(self.live)
         self.policy.collected(generation, seconds=seconds, candidates=candidates, freed=freed, now=self.now)
         if chosen:
             self.charge(generation, seconds, alive / max(alive + freed, 1))
@@ -174,4 +176,6 @@ class World:
         )
         self.most_young_garbage = max(self.most_young_garbage, self.garbage[0])
         self.most_old_garbage = max(self.most_old_garbage, sum(self.garbage[1:]))
-        self.most_garbage_bytes = max(self.most_garbage_bytes, self.bytes_per_object * sum(self.garbage))
+        later_garbage = self.bytes_per_object * (sum(self.garbage) - self.spared)
+        expected = later_garbage / self.policy._pacer.back_off
+        self.most_later_garbage_bytes = max(self.most_later_garbage_bytes, expected)

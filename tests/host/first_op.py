@@ -1,12 +1,15 @@
 """A process whose first native op runs where it is told; prints how many OS threads the op started.
 
-``python first_op.py <where> <op>``, where being run, def, async, to_thread, executor, old_thread or lazy.
+``python first_op.py <where> <op> [<op> ...]``, where being run, def, async, to_thread, executor, old_thread
+or lazy. Of several ops each is the first of a process of its own, forked from one that has imported PyTorch
+and run nothing: the import takes longer than all else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -104,8 +107,26 @@ async def main(where: str, op: str) -> None:
         if where == "old_thread":
             executor.submit(int).result()
         async with app.router.lifespan_context(app):
-            sys.stdout.write(await ask(app))
+            sys.stdout.write(f"{op} {await ask(app)}\n")
+
+
+def main_in_fork(where: str, op: str) -> None:
+    child = os.fork()
+    if not child:
+        try:
+            asyncio.run(main(where, op))
+            sys.stdout.flush()
+        finally:
+            os._exit(0)  # an ordinary end takes longer: each page of PyTorch's objects is copied first
+    os.waitpid(child, 0)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    place, *ops = sys.argv[1:]
+    if len(ops) == 1:
+        asyncio.run(main(place, *ops))
+    else:
+        for each in ops:
+            load(each)
+        for each in ops:
+            main_in_fork(place, each)

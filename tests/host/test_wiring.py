@@ -20,6 +20,8 @@ from asgi_mlperf.host.threads import NativeThreadCaps
 
 CPUS = len(os.sched_getaffinity(0))
 
+pytestmark = pytest.mark.usefixtures("collector_as_found")
+
 
 def app_with(plugin, *routes):
     app = Starlette(routes=list(routes))
@@ -135,6 +137,7 @@ async def test_a_thread_without_calls_for_long_gives_its_native_threads_back_and
         assert await plugin.run(torch.get_num_threads) == width
 
 
+@pytest.mark.usefixtures("slots_of_its_own")
 async def test_pinning_moves_every_thread_and_gives_the_loop_a_core_if_asked():
     plugin = Plugin(Settings(workers=1, threads={"pin": True, "loop_core": True}))
     async with plugin.lifespan(Starlette()):
@@ -146,6 +149,7 @@ async def test_pinning_moves_every_thread_and_gives_the_loop_a_core_if_asked():
         assert await asyncio.to_thread(os.sched_getaffinity, 0) == there
 
 
+@pytest.mark.usefixtures("slots_of_its_own")
 async def test_nothing_is_pinned_under_a_quota(monkeypatch, caplog):
     monkeypatch.setattr("asgi_mlperf.host.cpu.cpu_quota", lambda root: 0.5)
     before = os.sched_getaffinity(0)
@@ -154,6 +158,7 @@ async def test_nothing_is_pinned_under_a_quota(monkeypatch, caplog):
     assert "nothing is pinned" in caplog.text
 
 
+@pytest.mark.usefixtures("slots_of_its_own")
 async def test_where_threads_cannot_be_pinned_one_line_says_so(monkeypatch, caplog):
     monkeypatch.delattr(os, "sched_setaffinity")
     async with Plugin(Settings(workers=1, threads={"pin": True})).lifespan(Starlette()):

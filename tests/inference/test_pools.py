@@ -227,6 +227,7 @@ def test_an_idle_limit_does_not_grow():
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.usefixtures("untraced")
 async def test_chaos_leaves_every_counter_at_zero():
     chance = random.Random(1)
     plugin = Plugin(Settings(pool={"threads": 3, "max_queue": 50}, health={"drain_ms": 60_000}))

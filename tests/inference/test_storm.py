@@ -179,6 +179,7 @@ async def now_and_then_a_crash(storm: Storm, plugin: Plugin, monkeypatch) -> Non
     monkeypatch.setattr(Backlog, "take", failing)
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.timeout(3_600)
 async def test_every_caller_gets_its_own_answer_exactly_once_and_nothing_is_left(monkeypatch, caplog):
     caplog.set_level("CRITICAL")

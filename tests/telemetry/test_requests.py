@@ -189,6 +189,7 @@ async def test_excluded_routes_are_in_no_series():
 KNOWN = ("GET", "POST", "PUT", "_OTHER")
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # one loop is enough for so many
 async def test_a_hundred_thousand_random_requests_make_a_bounded_number_of_series():
     plugin, app = served(
