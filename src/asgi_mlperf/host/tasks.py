@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from anyio._backends import _asyncio as anyio_asyncio
 
+from asgi_mlperf.host.handover import quicken
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -75,6 +77,7 @@ def _telling_of_functions(watcher: Watcher, hand_over: Callable[..., Any]) -> Ca
 def _telling_of_threads(watcher: Watcher, start: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(start)
     def start_told(thread: threading.Thread) -> Any:
+        quicken(thread)
         thread.run = partial(_run_thread, watcher, thread, thread.run)  # type: ignore[method-assign] # one thread's own
         try:
             return start(thread)
