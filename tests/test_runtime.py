@@ -54,7 +54,6 @@ def breaking(stage, when):
         (None, None, True),
     ],
 )
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # one loop is enough for so many
 async def test_whatever_fails_everything_is_undone(monkeypatch, step, when, body_fails):
     from asgi_mlperf import runtime
 

@@ -177,5 +177,6 @@ class World:
         self.most_young_garbage = max(self.most_young_garbage, self.garbage[0])
         self.most_old_garbage = max(self.most_old_garbage, sum(self.garbage[1:]))
         later_garbage = self.bytes_per_object * (sum(self.garbage) - self.spared)
-        expected = later_garbage / self.policy._pacer.back_off
-        self.most_later_garbage_bytes = max(self.most_later_garbage_bytes, expected)
+        self.most_later_garbage_bytes = max(
+            self.most_later_garbage_bytes, later_garbage / self.policy._pacer.back_off
+        )

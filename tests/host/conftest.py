@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 TREES = Path(__file__).parent / "trees"
+
+
+class Witness:
+    """Remembers what it was told, and in which thread."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int]] = []
+
+    def tell(self, what: str) -> None:
+        self.told.append((what, threading.get_ident()))
+
+    def cap_new(self) -> None:
+        self.tell("new")
+
+    def call(self, func, /, *args):
+        self.tell("begin")
+        try:
+            return func(*args)
+        finally:
+            self.tell("end")
+
+    def of(self, thread: int) -> list[str]:
+        return [what for what, where in self.told if where == thread]
+
+
+@pytest.fixture
+def witness():
+    return Witness()
 
 
 @pytest.fixture

@@ -113,11 +113,9 @@ async def main(where: str, op: str) -> None:
 def main_in_fork(where: str, op: str) -> None:
     child = os.fork()
     if not child:
-        try:
-            asyncio.run(main(where, op))
-            sys.stdout.flush()
-        finally:
-            os._exit(0)  # an ordinary end takes longer: each page of PyTorch's objects is copied first
+        asyncio.run(main(where, op))
+        sys.stdout.flush()
+        os._exit(0)  # an ordinary end takes longer: each page of PyTorch's objects is copied first
     os.waitpid(child, 0)
 
 

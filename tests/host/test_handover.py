@@ -17,22 +17,14 @@ from asgi_mlperf.host.handover import Handover, quicken
 from asgi_mlperf.host.tasks import watching
 
 
-class Nobody:
-    def cap_new(self):
-        pass
-
-    def call(self, func, /, *args):
-        return func(*args)
-
-
 def own_queue():
     return type(vars(threading.current_thread())["queue"])
 
 
-async def test_only_threads_that_start_inside_are_quicker_and_outside_they_start_as_ever():
+async def test_only_threads_that_start_inside_are_quicker_and_outside_they_start_as_ever(witness):
     async with anyio.create_task_group() as group:  # its task is the root of these threads
         assert await anyio.to_thread.run_sync(own_queue) is Queue
-        with watching(Nobody()):
+        with watching(witness):
             assert await anyio.to_thread.run_sync(own_queue) is Queue, "that thread was there before"
             busy, found = threading.Event(), []
             group.start_soon(anyio.to_thread.run_sync, busy.wait)
@@ -43,7 +35,7 @@ async def test_only_threads_that_start_inside_are_quicker_and_outside_they_start
         assert found == [Handover]
 
 
-async def test_results_errors_and_calls_back_into_the_loop_arrive_in_any_number():
+async def test_results_errors_and_calls_back_into_the_loop_arrive_in_any_number(witness):
     def twice(number):
         if number % 7 == 0:
             raise ValueError(number)
@@ -60,15 +52,15 @@ async def test_results_errors_and_calls_back_into_the_loop_arrive_in_any_number(
             answers[number] = error.args
 
     answers = {}
-    with watching(Nobody()):
+    with watching(witness):
         async with anyio.create_task_group() as group:
             for number in range(500):
                 group.start_soon(one, number)
     assert answers == {number: (number,) if number % 7 == 0 else number * 2 for number in range(500)}
 
 
-async def test_a_function_that_nobody_waits_for_any_more_ends_and_its_thread_takes_the_next():
-    with watching(Nobody()):
+async def test_a_function_that_nobody_waits_for_any_more_ends_and_its_thread_takes_the_next(witness):
+    with watching(witness):
         ends = threading.Event()
         with anyio.move_on_after(0) as scope:
             await anyio.to_thread.run_sync(ends.wait, abandon_on_cancel=True)

@@ -15,34 +15,6 @@ from anyio._backends._asyncio import AsyncIOBackend
 from asgi_mlperf.host.tasks import watching
 
 
-class Witness:
-    """Remembers what it was told, and in which thread."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, int]] = []
-
-    def tell(self, what: str) -> None:
-        self.told.append((what, threading.get_ident()))
-
-    def cap_new(self) -> None:
-        self.tell("new")
-
-    def call(self, func, /, *args):
-        self.tell("begin")
-        try:
-            return func(*args)
-        finally:
-            self.tell("end")
-
-    def of(self, thread: int) -> list[str]:
-        return [what for what, where in self.told if where == thread]
-
-
-@pytest.fixture
-def witness():
-    return Witness()
-
-
 def wrapped():
     return (
         vars(threading.Thread)["start"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from contextlib import contextmanager
 
 import anyio.to_thread
 import pytest
@@ -149,7 +150,6 @@ async def test_pinning_moves_every_thread_and_gives_the_loop_a_core_if_asked():
         assert await asyncio.to_thread(os.sched_getaffinity, 0) == there
 
 
-@pytest.mark.usefixtures("slots_of_its_own")
 async def test_nothing_is_pinned_under_a_quota(monkeypatch, caplog):
     monkeypatch.setattr("asgi_mlperf.host.cpu.cpu_quota", lambda root: 0.5)
     before = os.sched_getaffinity(0)
@@ -158,9 +158,23 @@ async def test_nothing_is_pinned_under_a_quota(monkeypatch, caplog):
     assert "nothing is pinned" in caplog.text
 
 
-@pytest.mark.usefixtures("slots_of_its_own")
 async def test_where_threads_cannot_be_pinned_one_line_says_so(monkeypatch, caplog):
     monkeypatch.delattr(os, "sched_setaffinity")
     async with Plugin(Settings(workers=1, threads={"pin": True})).lifespan(Starlette()):
         pass
     assert "needs Linux" in caplog.text
+
+
+async def test_a_check_that_may_still_run_is_waited_for_off_the_event_loop(monkeypatch):
+    waited = []
+
+    @contextmanager
+    def checking(*_):
+        yield
+        waited.append(threading.current_thread())
+
+    monkeypatch.setattr("asgi_mlperf.runtime.threads.checking", checking)
+    async with Plugin().lifespan(Starlette()):
+        pass
+    assert len(waited) == 1
+    assert waited != [threading.current_thread()]

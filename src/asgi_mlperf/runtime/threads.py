@@ -16,7 +16,7 @@ from asgi_mlperf.host.tasks import watching
 from asgi_mlperf.host.threads import NativeThreadCaps
 from asgi_mlperf.host.topology import affinity, physical_cores
 from asgi_mlperf.host.widths import widths
-from asgi_mlperf.runtime.process import claim, off_loop
+from asgi_mlperf.runtime.process import claim, left_off_loop, off_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -100,5 +100,6 @@ async def self_checked(
     if caps is None or not process.settings.threads.self_check:
         yield
         return
-    with checking(caps, lambda library, count: metrics.native_threads(library).set(count)):
+    check = checking(caps, lambda library, count: metrics.native_threads(library).set(count))
+    async with left_off_loop(check):  # it may still run when a short lifespan ends
         yield
