@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from asgi_mlperf.exchange import Closer, Exchange, Opener, Traffic, current_exchange
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from starlette.types import ASGIApp, Message, Scope
@@ -60,11 +60,12 @@ class ModelCall:
 class PoolObservers:
     """Where a pool's measurements go.
 
-    Seconds waited and run, calls waiting and running, and calls refused or abandoned, by reason;
+    Seconds waited, of several calls at once, and run, calls waiting and running, and calls refused or
+    abandoned, by reason;
     ``called`` is told of each call, in its caller's context, where anybody wants to know.
     """
 
-    wait: Observer
+    waited: Callable[[Sequence[float]], None]
     run: Observer
     queue_length: Callable[[int], None]
     running: Callable[[int], None]
@@ -77,13 +78,13 @@ class PoolObservers:
 class BatchObservers:
     """Where the measurements of one batched function go.
 
-    Items per batch, the seconds from each item's arrival to its batch's start, seconds run, why a batch
+    Items per batch, the seconds from the arrival of each of its items to its start, seconds run, why a batch
     held no more, the share of a padded batch that is padding, where batches run, and new starts after a
     failure of the dispatcher.
     """
 
     size: Observer
-    linger: Observer
+    lingered: Callable[[Sequence[float]], None]
     run: Observer
     closed: Callable[[str], None]
     padding: Callable[[float], None]

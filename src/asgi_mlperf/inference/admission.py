@@ -210,9 +210,9 @@ class Admission(Generic[Entry]):
         return Turn(None, refused)
 
     def _take(self) -> Entry | None:
-        waiting = [number for number, level in enumerate(self._levels) if level]
-        if not waiting:
+        if not self._waiting:
             return None
+        waiting = [number for number, level in enumerate(self._levels) if level]
         chosen = self._choose(waiting) if len(waiting) > 1 else waiting[0]
         self._waiting -= 1
         return self._levels[chosen].take(newest=self.standing_delay.persists)
@@ -226,6 +226,8 @@ class Admission(Generic[Entry]):
         return chosen
 
     def _share_waited(self, now: float) -> float:
+        if not self._waiting:
+            return 0.0
         oldest = (level.oldest_due() for level in self._levels if level)
         return max(
             (

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 
 class Item(Waiter):
-    """One item, waited for by one caller; ``cost`` is 1 where none was declared."""
+    """One item, waited for by one caller; ``cost`` is 1 where none was declared.
 
-    __slots__ = ("cost", "key", "value")
+    ``backlog`` is where it waits to be taken, None afterwards.
+    """
+
+    __slots__ = ("backlog", "cost", "key", "value")
 
     def __init__(
         self, value: Any, name: str, queued_at: float, deadline: float, key: Hashable, cost: float
@@ -26,11 +29,19 @@ class Item(Waiter):
         self.value = value
         self.key = key
         self.cost = cost
+        self.backlog: Backlog | None = None
 
     @property
     def wanted(self) -> bool:
         """Whether somebody still waits for it."""
         return not (self.left or self.future.done())
+
+    def end(self) -> None:
+        """Stop minding, and let go of the value: what minds the wait may keep this for a while."""
+        self.value = None
+        if self.backlog is not None:
+            self.backlog.remove(self)
+        super().end()
 
     def late(self) -> None:
         """Tell the caller that it could not be begun in time."""
@@ -62,6 +73,7 @@ class Backlog:
 
     def add(self, item: Item) -> None:
         """Let ``item`` wait behind those of its key; a new key behind the others."""
+        item.backlog = self
         line = self._lines.get(item.key)
         if line is None:
             line = self._lines[item.key] = OrderedDict()
@@ -69,8 +81,8 @@ class Backlog:
         self.count += 1
 
     def remove(self, item: Item) -> None:
-        """Forget ``item`` if it waits, and its value in any case: what minds the wait may keep it a while."""
-        item.value = None
+        """Forget ``item`` if it waits here."""
+        item.backlog = None
         line = self._lines.get(item.key)
         if line is not None and line.pop(id(item), None) is not None:
             self.count -= 1
@@ -102,43 +114,46 @@ class Backlog:
 
     def clear(self) -> Iterator[Item]:
         """Take every item out."""
-        for line in list(self._lines.values()):
-            yield from line.values()
+        items = [item for line in self._lines.values() for item in line.values()]
         self._lines.clear()
         self.count = 0
+        for item in items:
+            item.backlog = None
+            yield item
 
     def _fill(
         self, line: OrderedDict[int, Item], now: float, room: Room, items: list[Item]
     ) -> tuple[float, str]:
-        largest, size, nearest = 0.0, 0.0, math.inf
-        ample = now + room.ample_s
-        while line:
-            number, item = next(iter(line.items()))
-            deadline, cost = item.deadline, item.cost
-            if not item.wanted:
-                del line[number]
-                self.count -= 1
-                continue
-            if deadline < ample and now + room.seconds(cost) > deadline:
-                del line[number]
-                self.count -= 1
+        largest, size, nearest, reason = 0.0, 0.0, math.inf, "idle_slot"
+        ample, passed, count = now + room.ample_s, 0, 0
+        most, most_size = room.items, min(room.size, room.inline_size)
+        for item in line.values():  # all of this is done for every item: min(), max() and calls take long
+            deadline = item.deadline
+            if item.left or item.future.done():  # not wanted
+                pass
+            elif deadline < ample and now + room.seconds(item.cost) > deadline:
                 item.late()
-                continue
-            # min() and max() would take five times as long, for every item
-            grown = cost if cost > largest else largest  # noqa: FURB136
-            grown_size = grown * (len(items) + 1)
-            soonest = deadline if deadline < nearest else nearest  # noqa: FURB136
-            if items:
-                if len(items) == room.items:
-                    return size, "full"
-                if grown_size > room.size:
-                    return size, "cost"
-                if grown_size > room.inline_size:
-                    return size, "budget"
-                if soonest < ample and now + room.seconds(grown_size) > soonest:
-                    return size, "deadline"
-            largest, size, nearest = grown, grown_size, soonest
-            del line[number]
-            self.count -= 1
-            items.append(item)
-        return size, "full" if len(items) == room.items else "idle_slot"
+            else:
+                grown = item.cost if item.cost > largest else largest  # noqa: FURB136
+                grown_size = grown * (count + 1)
+                if count and grown_size > most_size:
+                    reason = "cost" if grown_size > room.size else "budget"
+                    break
+                soonest = deadline if deadline < nearest else nearest  # noqa: FURB136
+                if count and soonest < ample and now + room.seconds(grown_size) > soonest:
+                    reason = "deadline"
+                    break
+                largest, size, nearest = grown, grown_size, soonest
+                items.append(item)
+                count += 1
+            item.backlog = None
+            passed += 1
+            if count == most:
+                reason = "full"
+                break
+        self.count -= passed
+        if passed == len(line):
+            line.clear()
+        for _ in range(min(passed, len(line))):
+            line.popitem(last=False)
+        return size, reason

@@ -36,28 +36,29 @@ class Batch:
         self._items = items
         self._is_retry = bool(items)
         self._size = 0.0
+        self._waits: list[float] = []
         self._started = 0.0
         self._meter: Meter | None = None
 
-    def wants_turn(self) -> bool:
-        """Say whether the batch may run on the event loop; what failed before uses threads where it can."""
+    def inline_room(self) -> float:
+        """Return how large it may be on the event loop; what failed before uses threads where it can."""
         try:
-            return self._batcher.room(is_retry=self._is_retry) > 0
+            return self._batcher.room(is_retry=self._is_retry)
         except Exception as error:  # noqa: BLE001 - told, and a thread serves as well
             self._batcher.crashed(error)
-            return False
+            return 0.0
 
-    def begin(self, now: float) -> Callable[[], Any] | None:
+    def begin(self, now: float, room: float) -> Callable[[], Any] | None:
         """Take the items that wait now."""
         try:
-            return self._begin(now)
+            return self._begin(now, room)
         except Exception as error:  # noqa: BLE001 - supervised: the callers and the batcher are told
             self._settle_all(self._batcher.crashed(error))
             return None
 
-    def arrivals(self) -> Sequence[float]:
-        """Return when each item arrived."""
-        return [item.queued_at for item in self._items]
+    def waits(self) -> Sequence[float]:
+        """Return the seconds that each item waited."""
+        return self._waits
 
     def finish(self, outcome: Outcome) -> None:
         """Give each caller its own result or its own error."""
@@ -82,25 +83,24 @@ class Batch:
     def settle(self, items: list[Item], results: Any) -> None:
         """Give each item its result, or the error that was returned in its place."""
         for item, result in zip(items, results, strict=True):
+            future: Any = item.future
             if isinstance(result, BaseException):
                 item.settle(None, result)
-            else:
-                item.settle(result, None)
+            elif not future.done():
+                future.set_result(result)
 
-    def _begin(self, now: float) -> Callable[[], Any] | None:
+    def _begin(self, now: float, room: float) -> Callable[[], Any] | None:
         self._started = now
+        self.inline = room > 0
         if self._is_retry:
-            self.inline = self._batcher.room(is_retry=True) > 0
             self._items = [item for item in self._items if item.wanted]
             self._size = len(self._items) * max((item.cost for item in self._items), default=0.0)
         else:
-            room = self._batcher.room(is_retry=False)
-            self.inline = room > 0
             self._size = self._batcher.take(now, room, self._items)
         return self._metered_job() if self._items else None
 
     def _metered_job(self) -> Callable[[], Any]:
-        self._batcher.note(self._started, self._items, self._size, inline=self.inline)
+        self._waits = self._batcher.note(self._started, self._items, self._size, inline=self.inline)
         self.seat.deadline = max([item.deadline for item in self._items])
         job = self.job([item.value for item in self._items])
         if self._batcher.placement.metered:

@@ -19,7 +19,7 @@ from asgi_mlperf.inference.waiting import name_of
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Coroutine, Hashable
 
     from asgi_mlperf.hooks import BatchObservers
     from asgi_mlperf.inference.delays import ServiceTime
@@ -78,25 +78,21 @@ class Batcher:
         """What a batch takes, as the pool knows it: it forgets what it learnt before the app served."""
         return self.pool.service(self.name)
 
-    async def submit(self, value: Any, timeout_s: float | None) -> Any:
-        """Wait for the result of one item."""
-        item = self.enter(Item, value, timeout_s)
-        try:
-            return await self.pool.result(item)
-        finally:
-            self._waiting.remove(item)
+    def submit(self, value: Any, timeout_s: float | None) -> Coroutine[Any, Any, Any]:
+        """Let one item wait, or raise; return what is to be awaited at once for its result."""
+        return self.pool.result(self.enter(Item, value, timeout_s))
 
     def enter(self, kind: type[AnItem], value: Any, timeout_s: float | None) -> AnItem:
         """Let one item wait; raise if it may not."""
         now = clock()
-        pool, name = self.pool, self.name
+        pool, name, waiting = self.pool, self.name, self._waiting
         pool.refuse_own(name)
         deadline = pool.deadline(now, timeout_s, name)
         if self.down:
             raise pool.refusal("restarting")
-        if not pool.surely_takes(self._waiting.count, self.options.max_size):
+        if not pool.surely_takes(waiting.count, self.options.max_size):
             pool.check(
-                waiting=self._waiting.count,
+                waiting=waiting.count,
                 batch=self.options.max_size,
                 deadline=deadline,
                 service=self.service,
@@ -104,13 +100,9 @@ class Batcher:
             )
         key, cost = (None, 1.0) if self._is_plain else self._labels(value)
         item = kind(value, name, now, deadline, key, cost)
-        self._waiting.add(item)
+        waiting.add(item)
         self.gathering.arrived(now)
         return item
-
-    def leave(self, item: Item) -> None:
-        """Forget ``item``, which nobody waits for any more."""
-        self._waiting.remove(item)
 
     def room(self, *, is_retry: bool) -> float:
         """Return how large the next batch may be inline, 0 where it is to use a thread."""
@@ -155,18 +147,21 @@ class Batcher:
             cost.doubt()
         return size
 
-    def note(self, now: float, items: list[Item], size: float, *, inline: bool) -> None:
-        """Measure a batch that begins."""
-        count, lingered = len(items), self._observers.linger.observe
+    def note(self, now: float, items: list[Item], size: float, *, inline: bool) -> list[float]:
+        """Measure a batch that begins; return the seconds that each of its items waited."""
+        count = len(items)
         self._observers.size.observe(count)
+        waits = []
         for item in items:
             item.started_at, item.batch_size = now, count
-            lingered(now - item.queued_at)
+            waits.append(now - item.queued_at)
+        self._observers.lingered(waits)
         if self.options.cost is not None and size:
             self._observers.padding(1 - sum(item.cost for item in items) / size)
         if inline is not self._ran_inline:
             self._ran_inline = inline
             self._observers.executor("inline" if inline else self._elsewhere)
+        return waits
 
     def learn(self, size: float, seconds: float, meter: Meter | None, *, inline: bool) -> None:
         """Learn what a batch took."""

@@ -16,14 +16,26 @@ class BatchCost:
     deviation, as TCP's estimate of a round trip does (RFC 6298).
     """
 
-    __slots__ = ("_deviation", "_seconds", "_size", "_sizes_squared", "_together", "seen")
+    __slots__ = (
+        "_below",
+        "_beyond",
+        "_deviation",
+        "_seconds",
+        "_size",
+        "_sizes_squared",
+        "_together",
+        "each",
+        "seen",
+    )
 
     def __init__(self) -> None:
-        """Know nothing yet: 0 seconds."""
+        """Know nothing yet: 0 seconds. ``each`` is what a unit of size takes, at the sizes seen."""
         self.seen = 0
+        self.each = 0.0
         self._size = self._seconds = 0.0
         self._sizes_squared = self._together = 0.0
         self._deviation = 0.0
+        self._below = self._beyond = 0.0
 
     def observe(self, size: float, seconds: float) -> None:
         """Learn from one batch; a single outlier counts as no more than four times what was expected."""
@@ -38,22 +50,19 @@ class BatchCost:
         self._seconds += weight * longer
         self._sizes_squared = (1 - weight) * (self._sizes_squared + weight * more * more)
         self._together = (1 - weight) * (self._together + weight * more * longer)
+        self._lean()
 
     def doubt(self) -> None:
         """Believe less of it: what is never tried for taking too long would never be found faster."""
         self._seconds *= 0.9
         self._together *= 0.9
+        self._lean()
 
     def mean(self, size: float) -> float:
         """Seconds that a batch of ``size`` takes."""
-        if not self.seen:
-            return 0.0
-        return max(0.0, self._seconds + self._slope(size) * (size - self._size))
-
-    @property
-    def each(self) -> float:
-        """Seconds that it takes for each unit of its size, at the sizes seen."""
-        return self._seconds / self._size if self._size else 0.0
+        more = size - self._size
+        seconds = self._seconds + more * (self._beyond if more > 0 else self._below)
+        return seconds if seconds > 0 else 0.0
 
     def likely(self, size: float, deviations: float = 2) -> float:
         """Seconds that it takes at the most, as a rule."""
@@ -65,12 +74,13 @@ class BatchCost:
             return 0.0
         allowed = seconds / (1 + deviations * self._deviation)
         if allowed < self._seconds:
-            slope = self._slope(0.0)
-            return self._size - (self._seconds - allowed) / slope if slope else 0.0
-        slope = self._slope(2 * self._size)
-        return self._size + (allowed - self._seconds) / slope if slope else float("inf")
+            return self._size - (self._seconds - allowed) / self._below if self._below else 0.0
+        return self._size + (allowed - self._seconds) / self._beyond if self._beyond else float("inf")
 
-    def _slope(self, size: float) -> float:
+    def _lean(self) -> None:
+        """Find the slopes of the line, beyond and below the mean of the sizes seen."""
+        self.each = self._seconds / self._size if self._size else 0.0
         if self._sizes_squared > _ALIKE * self._size * self._size:
-            return min(max(0.0, self._together / self._sizes_squared), self.each)
-        return self.each if size > self._size else 0.0
+            self._below = self._beyond = min(max(0.0, self._together / self._sizes_squared), self.each)
+        else:
+            self._below, self._beyond = 0.0, self.each

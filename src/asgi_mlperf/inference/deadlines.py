@@ -41,8 +41,12 @@ def deadline_of(exchange: Exchange | None, header: bytes) -> float:
     """
     if exchange is None or exchange.ended:
         return math.inf
+    headers = exchange.scope["headers"]
+    names = dict(headers)
+    if header not in names and _STANDARD.isdisjoint(names):
+        return math.inf
     seconds = math.inf
-    for name, value in exchange.scope["headers"]:
+    for name, value in headers:
         if name == header or name in _STANDARD:
             seconds = min(seconds, _grpc(value) if name == _GRPC else _milliseconds(value))
     return exchange.started_at + seconds

@@ -147,14 +147,17 @@ class InlineExecutor:
         """Run jobs inside this block; nothing needs to be held for them."""
         yield
 
-    def in_turn(self, begin: Callable[[], None]) -> None:
-        """Call ``begin``, which may ``start`` a job, now or in a later turn of the loop that has none yet."""
+    def takes_turn(self) -> bool:
+        """Take this turn of the loop, in which the caller may ``start`` a job; False if it is taken."""
         if self._taken:
-            self._waiting.append(begin)
-            return
+            return False
         self._taken = True
         asyncio.get_running_loop().call_soon(self._next, context=self._context)
-        begin()
+        return True
+
+    def in_turn(self, begin: Callable[[], None]) -> None:
+        """Call ``begin``, which may ``start`` a job, in a later turn of the loop that has none yet."""
+        self._waiting.append(begin)
 
     def start(self, job: Callable[[], Any], context: Context, done: Callable[[Outcome], None]) -> None:
         """Run ``job`` now."""
@@ -169,7 +172,8 @@ class InlineExecutor:
     def _next(self) -> None:
         self._taken = False
         if self._waiting:
-            self.in_turn(self._waiting.popleft())
+            self.takes_turn()
+            self._waiting.popleft()()
 
 
 class TaskExecutor:

@@ -108,7 +108,7 @@ class AdaptiveLimit(Gate["Place"]):
         return Place(self, queued_at=now, deadline=deadline, level=level_of(priority))
 
     def _start(self, work: Place) -> None:
-        self.observers.wait.observe(clock() - work.queued_at)
+        self.observers.waited((clock() - work.queued_at,))
         self.observers.running(self._admission.running)
         if work.future.done():
             self._release()

@@ -29,7 +29,7 @@ class BatchingSettings(BaseModel):
         default="auto", description="where batches run: on the event loop, on threads, or as measured"
     )
     inline_budget_ms: float = Field(
-        default=2.0,
+        default=5.0,
         gt=0,
         le=1_000,
         description="with `auto`: milliseconds that a batch may hold the event loop; else a thread runs it",
@@ -59,7 +59,7 @@ class BatchOptions:
     stall_s: float
     executor: ExecutorName | None = None
     default_executor: ExecutorName = "auto"
-    inline_budget_s: float = 0.002
+    inline_budget_s: float = 0.005
     key: Callable[[Any], Hashable] | None = None
     cost: Callable[[Any], float] | None = None
     max_cost: float | None = None

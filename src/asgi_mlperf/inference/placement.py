@@ -22,6 +22,7 @@ _TRIED = 4
 _DEVIATIONS = 2
 _STRETCH = 2
 _DEARER = 1.25
+_DEAR_S = 0.001  # a hand-over to a thread and back is a tenth of it at the most
 _BLOCKED_SHARE = 0.01
 _FORGIVEN_S = 0.1
 _WAITS = 0.3
@@ -126,6 +127,7 @@ class AutoPlacement:
     """Chooses from what the batches took: inline while one surely stays within ``budget_s`` seconds.
 
     - Four batches on threads come first, and no batch is more than double the size of any that kept to it.
+    - An item's share of its batch must be a millisecond at the most: beyond that a thread hardly costs more.
     - What is expected, with twice the mean deviation added, must be within the budget; a batch may be cut to
       that, unless smaller batches would cost a quarter more for each item.
     - Batches that overran the budget are followed by threads for a hundred times what they took too long, as
@@ -191,6 +193,8 @@ class AutoPlacement:
         if is_full and threads_pay:
             return 0.0
         if self._cost.seen < _TRIED or self._clock() < self._not_before:
+            return 0.0
+        if self._cost.each * least > _DEAR_S:
             return 0.0
         fits = min(self._cost.largest_within(self._budget_s, _DEVIATIONS), _STRETCH * self._largest)
         if fits >= wanted:

@@ -148,23 +148,26 @@ class Pool(Gate[Work]):
         self._look_at_rest()
 
     def _start(self, work: Work) -> None:
-        if self._inline is not None and work.wants_turn():
-            self._inline.in_turn(partial(self._begin, work))
+        room = 0.0 if self._inline is None else work.inline_room()
+        if self._inline is None or not room or self._inline.takes_turn():
+            self._begin(work, room)
         else:
-            self._begin(work)
+            self._inline.in_turn(partial(self._begin_later, work))
 
-    def _begin(self, work: Work) -> None:
+    def _begin_later(self, work: Work) -> None:
+        self._begin(work, work.inline_room())
+
+    def _begin(self, work: Work, room: float) -> None:
         started = clock()
         if self.closed:
             work.fail(self.refusal("shutting_down"))
-        job = None if self.closed else work.begin(started)
+        job = None if self.closed else work.begin(started, room)
         if job is None:
             self._release()
             self._look_at_rest()
             return
         executor = self._inline if self._inline is not None and work.inline else self._executor
-        for queued_at in work.arrivals():
-            self.observers.wait.observe(started - queued_at)
+        self.observers.waited(work.waits())
         self._running[work] = started
         self.observers.running(len(self._running))
         executor.start(job, work.context, partial(self._ended, work))

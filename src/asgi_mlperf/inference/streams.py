@@ -178,4 +178,3 @@ class StreamBatcher(Batcher):
                 await item.more()
         finally:
             item.leave()
-            self.leave(item)

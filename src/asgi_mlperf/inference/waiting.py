@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,7 +39,7 @@ class Patience:
 
     def __init__(self) -> None:
         """Begin without a timer; there is one while somebody waits, and up to 50 ms longer."""
-        self._short: deque[Waiter] = deque()
+        self._short: dict[Waiter, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._context = Context()  # the timer belongs to no caller, and must not keep one's variables
 
@@ -49,9 +48,13 @@ class Patience:
         if waiter.deadline - waiter.queued_at < 2 * _LONG_S:
             waiter.expire_in_time(waiter.queued_at)
             return
-        self._short.append(waiter)
+        self._short[waiter] = None
         if self._timer is None:
             self._look_in(_LONG_S)
+
+    def forget(self, waiter: Waiter) -> None:
+        """Mind ``waiter`` no more, whose wait is over."""
+        self._short.pop(waiter, None)
 
     def close(self) -> None:
         """Mind nobody any more."""
@@ -65,14 +68,17 @@ class Patience:
 
     def _look(self) -> None:
         self._timer = None
-        now = clock()
-        while self._short and self._short[0].queued_at + _LONG_S <= now:
-            waiter = self._short.popleft()
-            if waiter.future is not _OVER and not waiter.future.done():
+        now, due = clock(), []
+        for waiter in self._short:
+            if waiter.queued_at + _LONG_S > now:
+                self._look_in(max(waiter.queued_at + _LONG_S - now, _LOOK_EVERY_S))
+                break
+            due.append(waiter)
+        for waiter in due:
+            del self._short[waiter]
+            if not waiter.future.done():
                 waiter.expire_in_time(now)
                 waiter.watch_departure()
-        if self._short:
-            self._look_in(max(self._short[0].queued_at + _LONG_S - now, _LOOK_EVERY_S))
 
 
 class Waiter:
@@ -121,6 +127,7 @@ class Waiter:
             raise
         finally:
             del future
+            patience.forget(self)
             self.end()
             if self.reason:
                 abandoned(self.reason)

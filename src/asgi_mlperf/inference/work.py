@@ -36,14 +36,14 @@ class Work(Protocol):
     seat: Seat
     inline: bool
 
-    def wants_turn(self) -> bool:
-        """Say, once there is a slot, whether it may run on the event loop, in a turn of its own."""
+    def inline_room(self) -> float:
+        """Return how large it may be on the event loop, in a turn of its own; 0 to use a thread."""
 
-    def begin(self, now: float) -> Callable[[], Any] | None:
-        """Return the job, or None when nothing is left to do."""
+    def begin(self, now: float, room: float) -> Callable[[], Any] | None:
+        """Return the job, or None when nothing is left to do; ``room`` is what ``inline_room`` says now."""
 
-    def arrivals(self) -> Sequence[float]:
-        """Return when each caller began to wait, once begun."""
+    def waits(self) -> Sequence[float]:
+        """Return the seconds that each caller waited, once begun."""
 
     def finish(self, outcome: Outcome) -> None:
         """Take what became of the job."""
@@ -106,11 +106,11 @@ class Call(Waiter):
         self.service = service
         self.seat = Seat(pool, deadline)
 
-    def wants_turn(self) -> bool:
+    def inline_room(self) -> float:
         """Use a thread."""
-        return False
+        return 0.0
 
-    def begin(self, now: float) -> Callable[[], Any] | None:
+    def begin(self, now: float, room: float) -> Callable[[], Any] | None:  # noqa: ARG002 - part of Work
         """Run the call, unless nobody waits for it any more."""
         self.started_at = now
         return None if self.future.done() or self.left else partial(_call, self._func, self._args, self.seat)
@@ -120,9 +120,9 @@ class Call(Waiter):
         super().end()
         self._args = ()
 
-    def arrivals(self) -> Sequence[float]:
-        """Return when the one caller began to wait."""
-        return (self.queued_at,)
+    def waits(self) -> Sequence[float]:
+        """Return the seconds that the one caller waited."""
+        return (self.started_at - self.queued_at,)
 
     def finish(self, outcome: Outcome) -> None:
         """Hand the outcome to the caller."""

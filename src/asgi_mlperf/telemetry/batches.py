@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asgi_mlperf.hooks import BatchObservers
+from asgi_mlperf.telemetry.instruments import by_reason
+from asgi_mlperf.telemetry.tallies import each_of
 
 if TYPE_CHECKING:
     from asgi_mlperf.telemetry.instruments import Instruments
@@ -68,7 +70,7 @@ class BatchSeries:
 
     def function(self, name: str) -> BatchObservers:
         """Return where the measurements of the function ``name`` go."""
-        padding, restarts, closed = self._padding, self._restarts, self._closed
+        padding, restarts = self._padding, self._restarts
 
         def run_in(chosen: str) -> None:
             for executor in _EXECUTORS:
@@ -76,9 +78,9 @@ class BatchSeries:
 
         return BatchObservers(
             size=self._size.labels(name),
-            linger=self._linger.labels(name),
+            lingered=each_of(self._linger.labels(name)),
             run=self._run.labels(name),
-            closed=lambda reason: closed.labels(name, reason).inc(),
+            closed=by_reason(self._closed, name),
             padding=lambda ratio: padding.labels(name).observe(ratio),
             executor=run_in,
             restarted=lambda: restarts.labels(name).inc(),

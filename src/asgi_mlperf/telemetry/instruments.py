@@ -194,3 +194,16 @@ class Instruments:
             file.close(keep=keep)
         for part in self._parts.values():
             part.set(0.0)
+
+
+def by_reason(counter: Labelled[Countable], name: str) -> Callable[[str], None]:
+    """Return what counts one more of ``name``, for the reason that it is told."""
+    counts: dict[str, Countable] = {}
+
+    def count(reason: str) -> None:
+        found = counts.get(reason)
+        if found is None:
+            found = counts[reason] = counter.labels(name, reason)
+        found.inc()
+
+    return count

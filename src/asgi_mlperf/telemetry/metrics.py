@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from asgi_mlperf.hooks import PoolObservers
 from asgi_mlperf.telemetry.batches import BatchSeries
 from asgi_mlperf.telemetry.garbage import GarbageSeries
-from asgi_mlperf.telemetry.instruments import Instruments
+from asgi_mlperf.telemetry.instruments import Instruments, by_reason
 from asgi_mlperf.telemetry.requests import RequestSeries
+from asgi_mlperf.telemetry.tallies import each_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asgi_mlperf.hooks import ModelCall, Traffic
-    from asgi_mlperf.telemetry.instruments import Countable, Labelled
     from asgi_mlperf.telemetry.opentelemetry import Mirror
     from asgi_mlperf.telemetry.settings import MetricsSettings
 
@@ -104,23 +104,11 @@ class Metrics:
         """Return where the measurements of the pool ``name`` go."""
         queue_length, running = self._queue_length(name), self._running(name)
         return PoolObservers(
-            wait=self._queue.labels(name),
+            waited=each_of(self._queue.labels(name)),
             run=self._run.labels(name),
             queue_length=queue_length.set,
             running=running.set,
-            abandoned=_by_reason(self._abandoned, name),
+            abandoned=by_reason(self._abandoned, name),
             called=self.called,
-            refused=_by_reason(self._refused, name),
+            refused=by_reason(self._refused, name),
         )
-
-
-def _by_reason(counter: Labelled[Countable], pool: str) -> Callable[[str], None]:
-    counts: dict[str, Countable] = {}
-
-    def count(reason: str) -> None:
-        found = counts.get(reason)
-        if found is None:
-            found = counts[reason] = counter.labels(pool, reason)
-        found.inc()
-
-    return count

@@ -12,11 +12,13 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
     from prometheus_client.samples import Exemplar
+
+    from asgi_mlperf.hooks import Observer
 
 
 class Tally:
@@ -37,6 +39,26 @@ class Tally:
         """Count one measurement."""
         self.counts[bisect_left(self._bounds, amount)] += 1
         self.total += amount
+
+    def observe_all(self, amounts: Sequence[float]) -> None:
+        """Count several."""
+        counts, bounds = self.counts, self._bounds
+        for amount in amounts:
+            counts[bisect_left(bounds, amount)] += 1
+        self.total += sum(amounts)
+
+
+def each_of(observer: Observer) -> Callable[[Sequence[float]], None]:
+    """Return what lets ``observer`` take several measurements, in one call if it is a tally."""
+    if isinstance(observer, Tally):
+        return observer.observe_all
+    observe = observer.observe
+
+    def observe_all(amounts: Sequence[float]) -> None:
+        for amount in amounts:
+            observe(amount)
+
+    return observe_all
 
 
 class Tallies(Collector):

@@ -35,10 +35,14 @@ def is_masked(value: object) -> bool:
     return ma is not None and isinstance(value, getattr(ma, "MaskedArray", ()))
 
 
-def is_numbers(value: object) -> bool:
+def is_numbers(value: Any) -> bool:
     """Whether ``value`` is a NumPy array or scalar that :func:`dumps` writes right as it is."""
     np = sys.modules.get("numpy")
-    return np is not None and isinstance(value, (np.ndarray, np.generic)) and _ready(value)
+    if np is None:
+        return False
+    if type(value) is np.ndarray and id(value.dtype) in _known_dtypes():
+        return bool(value.ndim and value.flags.c_contiguous)
+    return isinstance(value, (np.ndarray, np.generic)) and _ready(value)
 
 
 def dumps(numbers: object) -> bytes:
@@ -73,6 +77,13 @@ def _ready(array: np.generic | NDArray[Any]) -> bool:
     if isinstance(array, np.generic):
         return type(array) in _known_scalars()
     return type(array) is np.ndarray and array.ndim > 0 and bool(array.flags.c_contiguous)
+
+
+@cache
+def _known_dtypes() -> dict[int, np.dtype[Any]]:
+    """NumPy's own instances of the dtypes that orjson writes right, by id: most arrays have one of them."""
+    dtypes: list[np.dtype[Any]] = [sys.modules["numpy"].dtype(code) for code in ("?", *"bBhHiIlLqQefd")]
+    return {id(dtype): dtype for dtype in dtypes}
 
 
 @cache

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+import abc
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from anyio import to_thread
@@ -15,7 +16,7 @@ from asgi_mlperf.wire.received import received
 from asgi_mlperf.wire.shapes import Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from numpy.typing import DTypeLike, NDArray
     from starlette.requests import Request
@@ -28,7 +29,29 @@ _UNSUPPORTED = 415
 _KNOWN = {kind.encode(): kind for kind in formats.NAMES}
 
 
-class ArrayBody:
+class Body(abc.ABC, Generic[Content]):
+    """Reads what was declared from the body of a request."""
+
+    async def __call__(self, request: Request) -> Content:
+        """What was declared, from the body of ``request``.
+
+        Raises:
+            BodyRefused: 413 when the body is too large, 415 for other formats, 422 when it is not what was
+                declared; says where.
+        """
+        headers = dict(request.scope["headers"])
+        body = await received(request, headers)
+        kind = media_type(headers)
+        if body.is_heavy or (kind != formats.JSON and formats.must_load(kind)):
+            return await to_thread.run_sync(self._read, body, kind, headers)
+        return self._read(body, kind, headers)
+
+    @abc.abstractmethod
+    def _read(self, body: Received, kind: str, headers: Mapping[bytes, bytes]) -> Content:
+        """What ``body`` holds, of a media type; in a thread if it is heavy."""
+
+
+class ArrayBody(Body["NDArray[Any]"]):
     """Reads one array from a request body: ``x = await ArrayBody(np.float32, "n 256")(request)``.
 
     JSON (nested lists), ``application/x-npy``, ``application/octet-stream`` (dtype and shape from
@@ -51,15 +74,6 @@ class ArrayBody:
         if self.dtype.kind not in "biuf" or self.dtype.itemsize > np.dtype("f8").itemsize:
             raise ConfigurationError(f"{self.dtype} cannot be read from a body: use bool, integers or floats")
 
-    async def __call__(self, request: Request) -> NDArray[Any]:
-        """The array in the body of ``request``.
-
-        Raises:
-            BodyRefused: 413 when the body is too large, 415 for other formats, 422 when it is not the array
-                that was declared; says where.
-        """
-        return await read_body(request, self._read)
-
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI request body, with every media type."""
         names = {"f": "number", "i": "integer", "u": "integer", "b": "boolean"}
@@ -76,22 +90,6 @@ class ArrayBody:
         else:
             array = _only(read_named(body, kind, [formats.NPY, formats.RAW]))
         return checked(array, self.dtype, self.shape, finite=self.finite)
-
-
-async def read_body(
-    request: Request, read: Callable[[Received, str, Mapping[bytes, bytes]], Content]
-) -> Content:
-    """What ``read`` makes of the body of ``request``, its media type and headers; in a thread if it is heavy.
-
-    Raises:
-        BodyRefused: as :func:`received` and ``read`` do.
-    """
-    headers = dict(request.scope["headers"])
-    body = await received(request, headers)
-    kind = media_type(headers)
-    if body.is_heavy or (kind != formats.JSON and formats.must_load(kind)):
-        return await to_thread.run_sync(read, body, kind, headers)
-    return read(body, kind, headers)
 
 
 def _only(arrays: dict[str, NDArray[Any]]) -> NDArray[Any]:

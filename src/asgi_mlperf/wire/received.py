@@ -69,31 +69,32 @@ async def received(request: Request, headers: Mapping[bytes, bytes]) -> Received
     """
     settings = json_settings.get()
     limit = settings.body_limit_bytes
-    encoding = headers.get(b"content-encoding")
-    if encoding is not None and encoding.strip().lower() != b"identity":
+    if b"content-encoding" in headers and headers[b"content-encoding"].strip().lower() != b"identity":
         raise BodyRefused(_UNSUPPORTED, "content_encoding", "Input should not be compressed")
     told = headers.get(b"content-length", b"0")
     if len(told) > _LENGTH_DIGITS or (length := int(told) if told.isdigit() else 0) > limit:
         raise _too_large(limit)
     if length and length >= settings.offload_bytes:
         return Received(await _in_memory(request, length, limit), is_heavy=True)
-    state = _state_of_unread(request)
-    if state is None:
+    if type(request) is not Request:
+        return await _in_chunks(request, b"", settings)
+    state = request.__dict__
+    if state.get("_stream_consumed") is not False or "_body" in state or "stream" in state:
         return await _in_chunks(request, b"", settings)
     # As the request's stream would: to make and end that generator takes nearly as long as all the rest.
     message = await request.receive()
+    if message["type"] == "http.request":
+        body = message.get("body") or b""
+        if len(body) > limit:
+            raise _too_large(limit)
+        if message.get("more_body", False):
+            return await _in_chunks(request, body, settings)
+        state["_stream_consumed"] = True
+        return Received([body], is_heavy=len(body) >= settings.offload_bytes)
     if message["type"] == "http.disconnect":
         state["_is_disconnected"] = True
         raise ClientDisconnect
-    if message["type"] != "http.request":
-        return await _in_chunks(request, b"", settings)
-    body = message.get("body") or b""
-    is_whole = state["_stream_consumed"] = not message.get("more_body", False)
-    if len(body) > limit:
-        raise _too_large(limit)
-    if not is_whole:
-        return await _in_chunks(request, body, settings)
-    return Received([body], is_heavy=len(body) >= settings.offload_bytes)
+    return await _in_chunks(request, b"", settings)
 
 
 async def _in_chunks(request: Request, first: bytes, settings: JSONSettings) -> Received:
@@ -106,15 +107,6 @@ async def _in_chunks(request: Request, first: bytes, settings: JSONSettings) -> 
         if chunk:
             chunks.append(chunk)
     return Received(chunks, is_heavy=size >= settings.offload_bytes)
-
-
-def _state_of_unread(request: Request) -> dict[str, Any] | None:
-    """The state of ``request``, where it is Starlette's own and has not been read to its end."""
-    if type(request) is not Request:
-        return None
-    state = request.__dict__
-    is_plain = state.get("_stream_consumed") is False and "_body" not in state and "stream" not in state
-    return state if is_plain else None
 
 
 async def _in_memory(request: Request, length: int, limit: int) -> list[bytes | memoryview]:

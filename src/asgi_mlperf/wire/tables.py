@@ -8,7 +8,7 @@ import numpy as np
 
 from asgi_mlperf.exceptions import BodyRefused, ConfigurationError
 from asgi_mlperf.wire import formats, json_tables
-from asgi_mlperf.wire.bodies import binary_content, read_body, read_named
+from asgi_mlperf.wire.bodies import Body, binary_content, read_named
 from asgi_mlperf.wire.casting import checked, refused
 from asgi_mlperf.wire.leaves import Parts, to_array
 from asgi_mlperf.wire.shapes import Shape
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import DTypeLike, NDArray
-    from starlette.requests import Request
 
     from asgi_mlperf.wire.received import Received
 
@@ -25,7 +24,7 @@ _ROWS = Shape("rows")
 _JSON_TYPES = {"f": "number", "i": "integer", "u": "integer", "b": "boolean", "O": "string"}
 
 
-class TableBody:
+class TableBody(Body["dict[str, NDArray[Any]]"]):
     """Reads a table from a request body: ``await TableBody({"age": np.int64, "city": str})(request)``.
 
     JSON, as columns ``{"age": [...], "city": [...]}`` or as records ``[{"age": 1, "city": "Bonn"}, ...]``,
@@ -47,15 +46,6 @@ class TableBody:
             raise ConfigurationError(
                 f"columns {wrong}: declare at least one, as str, bool, integers or floats"
             )
-
-    async def __call__(self, request: Request) -> dict[str, NDArray[Any]]:
-        """The columns in the body of ``request``, in the declared order.
-
-        Raises:
-            BodyRefused: 413 when the body is too large, 415 for other formats, 422 when it is not the table
-                that was declared; says where.
-        """
-        return await read_body(request, self._read)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI request body, with every media type."""
