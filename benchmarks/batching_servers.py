@@ -81,6 +81,13 @@ def all_contenders() -> list[Contender]:
     for workers in (1, 2):
         found += [
             Contender("asgi-mlperf", workers, UVICORN % "plugin_app", "/arrays", **ARRAYS),
+            Contender(
+                "asgi-mlperf (FastAPI's defaults)",
+                workers,
+                "env FASTAPI_DEFAULTS=1 " + UVICORN % "plugin_app",
+                "/arrays",
+                **ARRAYS,
+            ),
             Contender("asgi-mlperf (Starlette)", workers, UVICORN % "starlette_app", "/arrays", **ARRAYS),
             Contender("asgi-mlperf (granian)", workers, GRANIAN % "plugin_app", "/arrays", **ARRAYS),
             Contender("asgi-mlperf (stock's route)", workers, UVICORN % "plugin_app", "/lists"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import numpy as np
@@ -10,13 +11,15 @@ from fastapi import FastAPI
 from mlp import mlp
 from numpy.typing import NDArray
 from pydantic import BaseModel
+from tuned import OPTIONS
 
 from asgi_mlperf import Plugin
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.routes import ORJSONRoute, parsed
 
 plugin = Plugin()
-app = FastAPI()
+options = {} if os.environ.get("FASTAPI_DEFAULTS") else OPTIONS
+app = FastAPI(**options)
 app.router.route_class = ORJSONRoute
 model = mlp()
 

@@ -6,8 +6,9 @@ import torch
 from fastapi import FastAPI
 from mlp import mlp
 from pydantic import BaseModel
+from tuned import OPTIONS
 
-app = FastAPI()
+app = FastAPI(**OPTIONS)
 model = mlp()
 
 

@@ -322,8 +322,8 @@ class Plugin:
 
     def _engine(self) -> Engine | None:
         """Return what runs calls on this event loop, None where a stock app is asked for."""
-        loop = _get_running_loop()
-        engine = None if loop is None else self._publisher.engines.get(loop)
+        loop: Any = _get_running_loop()
+        engine = self._publisher.engines.get(loop)
         if engine is None and self.settings.enabled and loop is not None:
             raise NotRunning(f"asgi-mlperf's lifespan is not running: {_FIX}")
         return engine

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary, ref
 
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
+from asgi_mlperf.inference.backlog import Item as Queued
 from asgi_mlperf.inference.options import runs_on_loop
 from asgi_mlperf.inference.results import computing, results_of
 from asgi_mlperf.inference.streams import StreamBatcher
@@ -107,7 +108,8 @@ class Batched(_Declared, Generic[Item, Result]):
         engine = self._find_engine()
         if engine is None:
             return await self._alone(item)
-        result: Result = await self._batcher(engine).submit(item, timeout)
+        batcher = self._batcher(engine)
+        result: Result = await batcher.pool.result(batcher.enter(Queued, item, timeout))
         return result
 
     async def _alone(self, item: Item) -> Result:

@@ -25,7 +25,7 @@ class Item(Waiter):
         self, value: Any, name: str, queued_at: float, deadline: float, key: Hashable, cost: float
     ) -> None:
         """Wait for the result of ``value``."""
-        super().__init__(name, queued_at, deadline)
+        Waiter.__init__(self, name, queued_at, deadline)
         self.value = value
         self.key = key
         self.cost = cost
@@ -41,7 +41,7 @@ class Item(Waiter):
         self.value = None
         if self.backlog is not None:
             self.backlog.remove(self)
-        super().end()
+        Waiter.end(self)
 
     def late(self) -> None:
         """Tell the caller that it could not be begun in time."""
@@ -68,7 +68,7 @@ class Backlog:
 
     def __init__(self) -> None:
         """Begin empty."""
-        self._lines: OrderedDict[Hashable, OrderedDict[int, Item]] = OrderedDict()
+        self._lines: OrderedDict[Hashable, OrderedDict[Item, None]] = OrderedDict()
         self.count = 0
 
     def add(self, item: Item) -> None:
@@ -77,14 +77,15 @@ class Backlog:
         line = self._lines.get(item.key)
         if line is None:
             line = self._lines[item.key] = OrderedDict()
-        line[id(item)] = item
+        line[item] = None
         self.count += 1
 
     def remove(self, item: Item) -> None:
         """Forget ``item`` if it waits here."""
         item.backlog = None
         line = self._lines.get(item.key)
-        if line is not None and line.pop(id(item), None) is not None:
+        if line is not None and item in line:
+            del line[item]
             self.count -= 1
             if not line:
                 del self._lines[item.key]
@@ -92,7 +93,7 @@ class Backlog:
     def next_up(self, most: int) -> tuple[float, float]:
         """Return the size of the next batch's first item alone, and of a batch of all that it may be."""
         line = next(iter(self._lines.values()))
-        first = next(iter(line.values())).cost
+        first = next(iter(line)).cost
         return first, first * min(len(line), most)
 
     def take(self, now: float, room: Room, items: list[Item]) -> tuple[float, str]:
@@ -114,7 +115,7 @@ class Backlog:
 
     def clear(self) -> Iterator[Item]:
         """Take every item out."""
-        items = [item for line in self._lines.values() for item in line.values()]
+        items = [item for line in self._lines.values() for item in line]
         self._lines.clear()
         self.count = 0
         for item in items:
@@ -122,12 +123,12 @@ class Backlog:
             yield item
 
     def _fill(
-        self, line: OrderedDict[int, Item], now: float, room: Room, items: list[Item]
+        self, line: OrderedDict[Item, None], now: float, room: Room, items: list[Item]
     ) -> tuple[float, str]:
         largest, size, nearest, reason = 0.0, 0.0, math.inf, "idle_slot"
         ample, passed, count = now + room.ample_s, 0, 0
         most, most_size = room.items, min(room.size, room.inline_size)
-        for item in line.values():  # all of this is done for every item: min(), max() and calls take long
+        for item in line:  # all of this is done for every item: min(), max() and calls take long
             deadline = item.deadline
             if item.left or item.future.done():  # not wanted
                 pass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 from contextlib import suppress
-from dataclasses import fields
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from asgi_mlperf.exceptions import UnserializableError
 from asgi_mlperf.wire.responses import ORJSONResponse, simplified
+from asgi_mlperf.wire.short_ways import only_bodies, short_way
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -27,9 +27,6 @@ log = logging.getLogger("asgi_mlperf")
 
 _INJECTED = "_asgi_mlperf_injected"
 _DECLARED = "_asgi_mlperf_declared"
-_TELEMETRY = "fastapi.telemetry"
-PARSER = "_asgi_mlperf_parser"
-"""The attribute of a dependency that says that it reads the body and needs only the request."""
 _NO_BODY = {204, 205, 304}
 _NEEDED = {
     "dependant",
@@ -37,16 +34,6 @@ _NEEDED = {
     "response_field",
     "is_coroutine",
     "dependency_overrides_provider",
-}
-_NOTHING_TO_FIND = {
-    "call",
-    "dependencies",
-    "name",
-    "path",
-    "request_param_name",
-    "use_cache",
-    "scope",
-    "cache_key",
 }
 
 
@@ -65,13 +52,13 @@ def answering_handler(
     response_class = _response_class(route, found)
     if response_class is None or dependant.call is None:
         return handler
-    takes = _only_bodies(dependant) if _is_fastapis(handler) else None
+    takes = only_bodies(dependant) if _is_fastapis(handler) else None
     dependant.response_param_name = injected = dependant.response_param_name or _INJECTED
     answer = _Answer(injected, response_class, route.status_code)
     declared = getattr(dependant.call, _DECLARED, dependant.call)
     dependant.call = _answering(declared, answer, is_coroutine=found["is_coroutine"])
     setattr(dependant.call, _DECLARED, declared)  # the handler of a route may be made again
-    return handler if takes is None else _short_way(handler, found, takes, answer)
+    return handler if takes is None else short_way(handler, found, takes, declared, answer.__call__)
 
 
 def _is_fastapis(handler: object) -> bool:
@@ -164,53 +151,3 @@ def _answering(endpoint: Callable[..., Any], answer: _Answer, *, is_coroutine: b
             return answer(endpoint(**values), injected)
 
     return answering
-
-
-def _only_bodies(dependant: Dependant) -> dict[str, Callable[..., Any]] | None:
-    """The reader of the one body by its parameter's name, where FastAPI has nothing else to find."""
-    readers = dependant.dependencies
-    if len(readers) > 1 or not all(map(_is_plain, (dependant, *readers))):
-        return None
-    takes = {
-        each.name: each.call for each in readers if each.name and each.call and hasattr(each.call, PARSER)
-    }
-    return takes if len(takes) == len(readers) else None
-
-
-def _is_plain(dependant: Dependant) -> bool:
-    """Tell whether FastAPI has nothing to find for a function's parameters but the request."""
-    looked_for = (each.name for each in fields(dependant) if each.name not in _NOTHING_TO_FIND)
-    return not any(getattr(dependant, name) for name in looked_for)
-
-
-def _short_way(
-    handler: Callable[..., Any],
-    found: dict[str, Any],
-    takes: dict[str, Callable[..., Any]],
-    answer: _Answer,
-) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-    """Answer as ``handler`` does, without FastAPI's general machinery."""
-    overridable, dependant = found["dependency_overrides_provider"], found["dependant"]
-    request_name, is_coroutine = dependant.request_param_name, found["is_coroutine"]
-    known, answering = list(dependant.dependencies), dependant.call
-    declared = getattr(answering, _DECLARED)
-    readers = tuple(takes.items())
-
-    async def respond(request: Request) -> Any:
-        overrides = getattr(overridable, "dependency_overrides", None)
-        if overrides or dependant.dependencies != known or request.scope.get(_TELEMETRY) is not None:
-            return await handler(request)
-        values: dict[str, Any] = {}
-        for name, read in readers:
-            values[name] = await read(request)
-        if request_name is not None:
-            values[request_name] = request
-        if is_coroutine and dependant.call is answering:
-            return answer(await declared(**values), None)
-        if is_coroutine and dependant.call is not None:  # somebody put a function of their own around it
-            return await dependant.call(**values)
-        return await routing.run_endpoint_function(
-            dependant=dependant, values=values, is_coroutine=is_coroutine
-        )
-
-    return respond

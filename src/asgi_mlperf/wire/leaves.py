@@ -24,7 +24,7 @@ _SHORT_ROW = 16
 _EXACT_FLOAT = 2**53
 _LARGEST = 2**63 - 1
 _FLOAT64 = np.dtype("<f8")
-PACKED = {"<f4": "f", "<f8": "d"}
+PACKED = {np.dtype("<f4"): "f", np.dtype("<f8"): "d"}
 """What ``struct`` calls the dtypes that it packs; its native codes would not notice an overflow."""
 _KINDS: dict[str, frozenset[type]] = {
     "f": frozenset({float, int}),
@@ -74,7 +74,7 @@ def rows_to_array(
     """What :func:`to_array` makes of all ``rows``; faster if they are ``is_plain``: hold no booleans."""
     if dtype.kind == "f" and is_plain:
         with suppress(struct.error, OverflowError):
-            code = PACKED.get(dtype.str)
+            code = PACKED.get(dtype)
             return _packed(rows, code, dtype) if code else cast(_packed(rows, "d", _FLOAT64), dtype, where)
     return to_array(flatten(rows), dtype, where, finite=finite)
 

@@ -11,13 +11,16 @@ from fastapi.routing import APIRoute
 
 from asgi_mlperf.exceptions import BodyRefused
 from asgi_mlperf.wire.bodies import ArrayBody
-from asgi_mlperf.wire.handlers import PARSER, answering_handler
+from asgi_mlperf.wire.handlers import answering_handler
+from asgi_mlperf.wire.short_ways import PARSER, is_fastapis_app, short_way_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from starlette.responses import Response
+    from starlette.types import Receive, Scope, Send
 
+    from asgi_mlperf.wire.short_ways import ShortWay
     from asgi_mlperf.wire.tables import TableBody
 
 __all__ = ["Array", "ORJSONRoute", "parsed"]
@@ -60,12 +63,37 @@ class ORJSONRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         """Take what ``APIRoute`` takes."""
+        self._short_ways: dict[int, ShortWay] = {}
         super().__init__(path, endpoint, **options)
         _describe_bodies(self)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return FastAPI's handler with an endpoint that answers, or a shorter way to the same response."""
-        return answering_handler(self, super().get_route_handler())
+        handler = answering_handler(self, super().get_route_handler())
+        short = short_way_of(handler)
+        if short is not None and type(self).get_route_handler is ORJSONRoute.get_route_handler:
+            self._short_ways[id(short.dependant)] = short
+        return handler
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, the short way if there is one and nobody put anything around FastAPI's."""
+        source = self._source(scope)
+        short = self._short_ways.get(id(source.dependant))
+        if (
+            short is None
+            or scope["method"] not in source.methods
+            or not is_fastapis_app(source.app)
+            or not short.applies(scope)
+        ):
+            await super().handle(scope, receive, send)
+        else:
+            await short.app(scope, receive, send)
+
+    def _source(self, scope: Scope) -> Any:
+        """What says how to answer: the route, or FastAPI's view of it where it is included."""
+        included = scope.get("fastapi")
+        context = None if included is None else included.get("effective_route_context")
+        return self if context is None or context.original_route is not self else context
 
 
 def parsed(parser: ArrayBody | TableBody) -> Any:
