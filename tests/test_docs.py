@@ -23,7 +23,15 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/architecture.md", "docs/dashboard.md", "benchmarks/README.md", "CHANGELOG.md"]
+    "page",
+    [
+        "README.md",
+        "docs/architecture.md",
+        "docs/dashboard.md",
+        "docs/tuning.md",
+        "benchmarks/README.md",
+        "CHANGELOG.md",
+    ],
 )
 def test_links_between_pages_lead_somewhere(page):
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / page).read_text())

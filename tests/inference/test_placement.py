@@ -94,6 +94,18 @@ def test_an_item_dearer_than_the_budget_goes_to_a_thread():
     assert placement.room(64, 64) == 0
 
 
+def test_an_item_of_more_than_a_millisecond_goes_to_a_thread_whatever_the_budget():
+    def placed(seconds: float) -> AutoPlacement:
+        placement = AutoPlacement(0.1, clock=Clock())
+        for _ in range(10):
+            placement.observe(8, meter(8 * seconds), inline=False)
+        return placement
+
+    assert placed(0.0009).room(1, 8) >= 8
+    assert placed(0.0011).room(1, 8) == 0
+    assert placed(0.0009).room(2, 8) == 0  # its first item costs 2
+
+
 def test_after_an_overrun_it_is_threads_until_the_debt_is_paid():
     clock = Clock()
     placement = placement_after(*QUICK * 20, clock=clock)

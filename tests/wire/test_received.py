@@ -63,6 +63,15 @@ async def test_a_body_in_however_many_messages_is_read_once(messages):
         await request.body()
 
 
+@pytest.mark.usefixtures("small_limit")
+async def test_a_body_that_is_refused_counts_as_read():
+    request = request_of(part(BODY))
+    with pytest.raises(BodyRefused):
+        await read(request)
+    with pytest.raises(RuntimeError, match="Stream consumed"):
+        await request.body()
+
+
 async def test_a_body_that_was_read_before_is_taken_from_the_request():
     request = request_of(part(BODY))
     assert await request.body() == BODY

@@ -135,6 +135,9 @@ class Backlog:
             elif deadline < ample and now + room.seconds(item.cost) > deadline:
                 item.late()
             else:
+                if count == most:
+                    reason = "full"
+                    break
                 grown = item.cost if item.cost > largest else largest  # noqa: FURB136
                 grown_size = grown * (count + 1)
                 if count and grown_size > most_size:
@@ -149,9 +152,8 @@ class Backlog:
                 count += 1
             item.backlog = None
             passed += 1
-            if count == most:
-                reason = "full"
-                break
+        else:
+            reason = "full" if count == most else reason
         self.count -= passed
         if passed == len(line):
             line.clear()

@@ -125,9 +125,8 @@ class Gathering:
         waiting = self._batcher.waiting
         if not waiting or waiting >= self._batcher.options.max_size or self._quiet_turns >= _QUIET_TURNS:
             return True
-        if waiting == 1:
-            return False  # nothing could be cut from it
-        room, wanted = self._batcher.next_up()
-        if 0 < room < wanted:
-            return True
+        if waiting > 1:  # of a single one nothing could be cut
+            room, wanted = self._batcher.next_up()
+            if 0 < room < wanted:
+                return True
         return clock() - self._asked_at > max(_GATHER_S, self._batcher.expected_s(waiting))

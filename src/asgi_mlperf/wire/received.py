@@ -85,11 +85,11 @@ async def received(request: Request, headers: Mapping[bytes, bytes]) -> Received
     message = await request.receive()
     if message["type"] == "http.request":
         body = message.get("body") or b""
+        is_whole = state["_stream_consumed"] = not message.get("more_body", False)
         if len(body) > limit:
             raise _too_large(limit)
-        if message.get("more_body", False):
+        if not is_whole:
             return await _in_chunks(request, body, settings)
-        state["_stream_consumed"] = True
         return Received([body], is_heavy=len(body) >= settings.offload_bytes)
     if message["type"] == "http.disconnect":
         state["_is_disconnected"] = True

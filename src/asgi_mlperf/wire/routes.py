@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from asgi_mlperf.exceptions import BodyRefused
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.handlers import answering_handler
-from asgi_mlperf.wire.short_ways import PARSER, is_fastapis_app, short_way_of
+from asgi_mlperf.wire.short_ways import PARSER, is_plain, short_way_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Receive, Scope, Send
 
-    from asgi_mlperf.wire.short_ways import ShortWay
     from asgi_mlperf.wire.tables import TableBody
 
 __all__ = ["Array", "ORJSONRoute", "parsed"]
@@ -63,29 +62,24 @@ class ORJSONRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         """Take what ``APIRoute`` takes."""
-        self._short_ways: dict[int, ShortWay] = {}
         super().__init__(path, endpoint, **options)
         _describe_bodies(self)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return FastAPI's handler with an endpoint that answers, or a shorter way to the same response."""
-        handler = answering_handler(self, super().get_route_handler())
-        short = short_way_of(handler)
-        if short is not None and type(self).get_route_handler is ORJSONRoute.get_route_handler:
-            self._short_ways[id(short.dependant)] = short
-        return handler
+        return answering_handler(self, super().get_route_handler())
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, the short way if there is one and nobody put anything around FastAPI's."""
-        source = self._source(scope)
-        short = self._short_ways.get(id(source.dependant))
+        source, longer = self._source(scope), super().handle
+        short = short_way_of(source.app)
         if (
             short is None
             or scope["method"] not in source.methods
-            or not is_fastapis_app(source.app)
             or not short.applies(scope)
+            or not is_plain(longer)
         ):
-            await super().handle(scope, receive, send)
+            await longer(scope, receive, send)
         else:
             await short.app(scope, receive, send)
 

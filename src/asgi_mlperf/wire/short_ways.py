@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastapi import Request, routing
 from starlette._exception_handler import wrap_app_handling_exceptions  # as FastAPI does
+from starlette.routing import Route
 
 from asgi_mlperf.wire.responses import ORJSONResponse
 
@@ -53,21 +55,23 @@ def _is_plain(dependant: Dependant) -> bool:
 class ShortWay(NamedTuple):
     """How a route answers a request without FastAPI's general machinery, and when it may."""
 
-    dependant: Dependant
-    """What FastAPI knows of the endpoint that is answered for."""
+    handler: Callable[..., Any]
     applies: Callable[[Scope], bool]
     app: ASGIApp
 
 
-def short_way_of(handler: Callable[..., Any]) -> ShortWay | None:
-    """The short way of a handler that :func:`short_way` returned, if it has one."""
+def short_way_of(app: Any) -> ShortWay | None:
+    """The short way to what ``app`` does, if that is FastAPI's around a handler of :func:`short_way`."""
+    if getattr(app, "__code__", None) is not _FASTAPIS_APP:
+        return None
+    handler = app.__closure__[_HANDLER].cell_contents
     found: ShortWay | None = getattr(handler, _SHORT_WAY, None)
-    return found
+    return found if found is not None and found.handler is handler else None  # wraps() copies attributes
 
 
-def is_fastapis_app(app: object) -> bool:
-    """Whether ``app`` is what FastAPI puts around a handler, with nothing else around it."""
-    return getattr(app, "__code__", None) is _FASTAPIS_APP
+def is_plain(handle: Callable[..., Any]) -> bool:
+    """Whether a route's bound method ``handle`` and what it calls are FastAPI's and Starlette's own."""
+    return getattr(handle, "__func__", None) is _FASTAPIS_HANDLE and Route.handle is _STARLETTES_HANDLE
 
 
 def short_way(
@@ -99,7 +103,8 @@ def short_way(
         else:
             await wrap_app_handling_exceptions(response, request)(scope, receive, send)
 
-    setattr(respond, _SHORT_WAY, ShortWay(found["dependant"], applies, app))
+    if found["dependant"].request_param_name is None:  # else it may look for FastAPI's exit stacks
+        setattr(respond, _SHORT_WAY, ShortWay(respond, applies, app))
     return respond
 
 
@@ -143,7 +148,11 @@ def _answers(
 
 def _raising(error: Exception) -> ASGIApp:
     async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
-        raise error
+        nonlocal error
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame
 
     return app
 
@@ -152,4 +161,21 @@ def _nobody(_request: Request) -> Response:
     raise NotImplementedError
 
 
-_FASTAPIS_APP = getattr(routing.request_response(_nobody), "__code__", None)
+def _own(method: Any, *modules: str) -> Any:
+    """``method``, unless somebody else's is in its place."""
+    is_own = isinstance(method, FunctionType) and method.__module__ in modules
+    return method if is_own and not hasattr(method, "__wrapped__") else None
+
+
+def _fastapis_app() -> tuple[Any, int]:
+    """The code of the app that FastAPI makes of a handler, and which of its cells holds that."""
+    code = getattr(routing.request_response(_nobody), "__code__", None)
+    cells = getattr(code, "co_freevars", ())
+    if "f" not in cells:
+        return _nobody, 0  # which is no app's code: FastAPI is not as it is known here
+    return code, cells.index("f")
+
+
+_FASTAPIS_APP, _HANDLER = _fastapis_app()
+_FASTAPIS_HANDLE = _own(routing.APIRoute.handle, "fastapi.routing", "starlette.routing") or _nobody
+_STARLETTES_HANDLE = _own(Route.handle, "starlette.routing") or _nobody
