@@ -61,8 +61,8 @@ class PoolObservers:
     """Where a pool's measurements go.
 
     Seconds waited, of several calls at once, and run, calls waiting and running, and calls refused or
-    abandoned, by reason;
-    ``called`` is told of each call, in its caller's context, where anybody wants to know.
+    abandoned, by reason; ``called`` is told of each call, in its caller's context, where anybody wants to
+    know.
     """
 
     waited: Callable[[Sequence[float]], None]

@@ -332,6 +332,7 @@ async def test_an_idle_function_leaves_no_timer():
         patience = plugin._engine().pool().patience
         assert not patience._short  # nothing is kept of a wait that is over
         await until(lambda: patience._timer is None)
+        assert not patience._short
 
 
 async def test_what_is_never_tried_for_being_too_slow_is_tried_again_some_day():

@@ -476,7 +476,7 @@ def test_every_wing_module_but_three_can_be_imported_without_fastapi():
         "import sys, importlib, pkgutil\n"
         "sys.modules['fastapi'] = None\n"
         "import asgi_mlperf.wire as wire\n"
-        "names = {module.name for module in pkgutil.iter_modules(wire.__path__)} \n"
+        "names = {module.name for module in pkgutil.iter_modules(wire.__path__)}\n"
         "names -= {'routes', 'handlers', 'short_ways'}\n"
         "[importlib.import_module(f'asgi_mlperf.wire.{name}') for name in names]\n"
     )

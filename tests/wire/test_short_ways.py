@@ -102,7 +102,7 @@ def outcome(app: FastAPI, path: str, body: object) -> tuple[int, bytes] | str:
 def test_the_short_way_leads_to_what_fastapis_own_does(name, body, prefix, monkeypatch, stacks):
     shortly = outcome(app_of(name, prefix), f"{prefix}/it", body)
     assert not stacks
-    monkeypatch.setattr("asgi_mlperf.wire.routes.is_plain", lambda _: False)
+    monkeypatch.setattr("asgi_mlperf.wire.routes.is_fastapis_handle", lambda _: False)
     assert shortly == outcome(app_of(name, prefix), f"{prefix}/it", body)
     assert len(stacks) == 2
 
@@ -125,7 +125,7 @@ def test_an_endpoint_that_takes_the_request_finds_fastapis_exit_stacks_in_it():
 
 
 async def test_an_error_leaves_no_reference_cycle():
-    answers: list[int] = []
+    answers: list[object] = []
     route = route_of(app_of("unhandled"))
     scope = {"type": "http", "method": "POST", "path": "/it", "headers": []}
 

@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary, ref
 
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
-from asgi_mlperf.inference.backlog import Item as Queued
 from asgi_mlperf.inference.options import runs_on_loop
 from asgi_mlperf.inference.results import computing, results_of
 from asgi_mlperf.inference.streams import StreamBatcher
@@ -108,8 +107,7 @@ class Batched(_Declared, Generic[Item, Result]):
         engine = self._find_engine()
         if engine is None:
             return await self._alone(item)
-        batcher = self._batcher(engine)
-        result: Result = await batcher.pool.result(batcher.enter(Queued, item, timeout))
+        result: Result = await self._batcher(engine).submit(item, timeout)
         return result
 
     async def _alone(self, item: Item) -> Result:

@@ -25,7 +25,7 @@ class Item(Waiter):
         self, value: Any, name: str, queued_at: float, deadline: float, key: Hashable, cost: float
     ) -> None:
         """Wait for the result of ``value``."""
-        Waiter.__init__(self, name, queued_at, deadline)
+        super().__init__(name, queued_at, deadline)
         self.value = value
         self.key = key
         self.cost = cost
@@ -37,11 +37,11 @@ class Item(Waiter):
         return not (self.left or self.future.done())
 
     def end(self) -> None:
-        """Stop minding, and let go of the value: what minds the wait may keep this for a while."""
+        """Stop minding, and let go of the value: an error's traceback may keep this for a while."""
         self.value = None
         if self.backlog is not None:
             self.backlog.remove(self)
-        Waiter.end(self)
+        super().end()
 
     def late(self) -> None:
         """Tell the caller that it could not be begun in time."""
@@ -61,6 +61,14 @@ class Room(NamedTuple):
     inline_size: float = math.inf
     seconds: Callable[[float], float] = lambda _: 0.0
     ample_s: float = 0.0
+
+    def lacks(self, items: int, size: float) -> str:
+        """Say why a batch of ``items`` may not grow by one to ``size``; nothing if it may."""
+        if items == self.items:
+            return "full"
+        if size > self.size:
+            return "cost"
+        return "budget" if size > self.inline_size else ""
 
 
 class Backlog:
@@ -125,38 +133,30 @@ class Backlog:
     def _fill(
         self, line: OrderedDict[Item, None], now: float, room: Room, items: list[Item]
     ) -> tuple[float, str]:
-        largest, size, nearest, reason = 0.0, 0.0, math.inf, "idle_slot"
-        ample, passed, count = now + room.ample_s, 0, 0
-        most, most_size = room.items, min(room.size, room.inline_size)
-        for item in line:  # all of this is done for every item: min(), max() and calls take long
+        largest, size, nearest, reason = 0.0, 0.0, math.inf, ""
+        ample, passed = now + room.ample_s, 0
+        for item in line:
             deadline = item.deadline
-            if item.left or item.future.done():  # not wanted
+            if not item.wanted:
                 pass
             elif deadline < ample and now + room.seconds(item.cost) > deadline:
                 item.late()
             else:
-                if count == most:
-                    reason = "full"
-                    break
-                grown = item.cost if item.cost > largest else largest  # noqa: FURB136
-                grown_size = grown * (count + 1)
-                if count and grown_size > most_size:
-                    reason = "cost" if grown_size > room.size else "budget"
-                    break
-                soonest = deadline if deadline < nearest else nearest  # noqa: FURB136
-                if count and soonest < ample and now + room.seconds(grown_size) > soonest:
-                    reason = "deadline"
-                    break
+                # min() and max() would take five times as long, for every item
+                grown = item.cost if item.cost > largest else largest  # noqa: FURB136 - as said above
+                grown_size = grown * (len(items) + 1)
+                soonest = deadline if deadline < nearest else nearest  # noqa: FURB136 - as said above
+                if items:
+                    reason = room.lacks(len(items), grown_size)
+                    if not reason and soonest < ample and now + room.seconds(grown_size) > soonest:
+                        reason = "deadline"
+                    if reason:
+                        break
                 largest, size, nearest = grown, grown_size, soonest
                 items.append(item)
-                count += 1
             item.backlog = None
             passed += 1
-        else:
-            reason = "full" if count == most else reason
-        self.count -= passed
-        if passed == len(line):
-            line.clear()
-        for _ in range(min(passed, len(line))):
+        for _ in range(passed):
             line.popitem(last=False)
-        return size, reason
+        self.count -= passed
+        return size, reason or ("full" if len(items) == room.items else "idle_slot")

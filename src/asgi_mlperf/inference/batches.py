@@ -83,11 +83,10 @@ class Batch:
     def settle(self, items: list[Item], results: Any) -> None:
         """Give each item its result, or the error that was returned in its place."""
         for item, result in zip(items, results, strict=True):
-            future: Any = item.future
             if isinstance(result, BaseException):
                 item.settle(None, result)
-            elif not future.done():
-                future.set_result(result)
+            else:
+                item.settle(result, None)
 
     def _begin(self, now: float, room: float) -> Callable[[], Any] | None:
         self._started = now

@@ -16,11 +16,10 @@ from asgi_mlperf.inference.gathering import Gathering
 from asgi_mlperf.inference.options import runs_on_loop
 from asgi_mlperf.inference.results import computing, copy_of
 from asgi_mlperf.inference.waiting import name_of
-from asgi_mlperf.inference.work import current_pool
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Coroutine, Hashable
 
     from asgi_mlperf.hooks import BatchObservers
     from asgi_mlperf.inference.delays import ServiceTime
@@ -79,12 +78,15 @@ class Batcher:
         """What a batch takes, as the pool knows it: it forgets what it learnt before the app served."""
         return self.pool.service(self.name)
 
+    def submit(self, value: Any, timeout_s: float | None) -> Coroutine[Any, Any, Any]:
+        """Let one item wait, or raise; return what is to be awaited at once for its result."""
+        return self.pool.result(self.enter(Item, value, timeout_s))
+
     def enter(self, kind: type[AnItem], value: Any, timeout_s: float | None) -> AnItem:
         """Let one item wait; raise if it may not."""
         now = clock()
         pool, name, waiting = self.pool, self.name, self._waiting
-        if current_pool.get() == pool.name:
-            pool.refuse_own(name)
+        pool.refuse_own(name)
         deadline = pool.deadline(now, timeout_s, name)
         if self.down:
             raise pool.refusal("restarting")

@@ -42,7 +42,7 @@ def deadline_of(exchange: Exchange | None, header: bytes) -> float:
     if exchange is None or exchange.ended:
         return math.inf
     headers = exchange.scope["headers"]
-    names = dict(headers)
+    names = dict(headers)  # most requests state none, and this is seen in half the time of the loop
     if header not in names and _STANDARD.isdisjoint(names):
         return math.inf
     seconds = math.inf

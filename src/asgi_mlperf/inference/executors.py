@@ -147,17 +147,14 @@ class InlineExecutor:
         """Run jobs inside this block; nothing needs to be held for them."""
         yield
 
-    def takes_turn(self) -> bool:
-        """Take this turn of the loop, in which the caller may ``start`` a job; False if it is taken."""
+    def takes_turn(self, later: Callable[[], None]) -> bool:
+        """Say whether the caller may ``start`` a job in this turn of the loop; in another, ``later`` may."""
         if self._taken:
+            self._waiting.append(later)
             return False
         self._taken = True
         asyncio.get_running_loop().call_soon(self._next, context=self._context)
         return True
-
-    def in_turn(self, begin: Callable[[], None]) -> None:
-        """Call ``begin``, which may ``start`` a job, in a later turn of the loop that has none yet."""
-        self._waiting.append(begin)
 
     def start(self, job: Callable[[], Any], context: Context, done: Callable[[Outcome], None]) -> None:
         """Run ``job`` now."""
@@ -172,8 +169,9 @@ class InlineExecutor:
     def _next(self) -> None:
         self._taken = False
         if self._waiting:
-            self.takes_turn()
-            self._waiting.popleft()()
+            begin = self._waiting.popleft()
+            self.takes_turn(begin)
+            begin()
 
 
 class TaskExecutor:

@@ -149,10 +149,8 @@ class Pool(Gate[Work]):
 
     def _start(self, work: Work) -> None:
         room = 0.0 if self._inline is None else work.inline_room()
-        if self._inline is None or not room or self._inline.takes_turn():
+        if self._inline is None or not room or self._inline.takes_turn(partial(self._begin_later, work)):
             self._begin(work, room)
-        else:
-            self._inline.in_turn(partial(self._begin_later, work))
 
     def _begin_later(self, work: Work) -> None:
         self._begin(work, work.inline_room())

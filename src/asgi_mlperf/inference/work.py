@@ -116,7 +116,7 @@ class Call(Waiter):
         return None if self.future.done() or self.left else partial(_call, self._func, self._args, self.seat)
 
     def end(self) -> None:
-        """Stop minding, and let go of the arguments: what minds the wait may keep this for a while."""
+        """Stop minding, and let go of the arguments: an error's traceback may keep this for a while."""
         super().end()
         self._args = ()
 

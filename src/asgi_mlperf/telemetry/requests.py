@@ -75,7 +75,6 @@ class RequestSeries:
             ("format",),
             ENCODE_BOUNDS,
         )
-        self._encoded: dict[str, Callable[[float], None]] = {}
         self._websockets = Websockets(settings, self._templates, instruments)
         self.websocket = self._websockets.open if settings.enabled else None
         self.openers: tuple[Opener, ...] = ()
@@ -120,10 +119,7 @@ class RequestSeries:
                     self._taken[key] = observe, (route, endpoint, context)
         observe(exchange.ended_at - exchange.started_at, exchange.received_bytes, exchange.sent_bytes)
         for format_, seconds in exchange.encodings:
-            encoded = self._encoded.get(format_)
-            if encoded is None:
-                encoded = self._encoded[format_] = self._encode.labels(format_).observe
-            encoded(seconds)
+            self._encode.labels(format_).observe(seconds)
         if exchange.streamed_at and observe is not _EXCLUDED.observe:
             seconds = exchange.streamed_at - exchange.started_at
             self._first_byte.labels(self._templates.route_of(exchange)).observe(seconds)

@@ -82,8 +82,8 @@ def _ready(array: np.generic | NDArray[Any]) -> bool:
 @cache
 def _known_dtypes() -> dict[int, np.dtype[Any]]:
     """NumPy's own instances of the dtypes that orjson writes right, by id: most arrays have one of them."""
-    dtypes: list[np.dtype[Any]] = [sys.modules["numpy"].dtype(code) for code in ("?", *"bBhHiIlLqQefd")]
-    return {id(dtype): dtype for dtype in dtypes}
+    plain = import_module("asgi_mlperf.wire.dtypes").PLAIN  # only now, as it needs NumPy
+    return {id(dtype): dtype for dtype in plain}
 
 
 @cache

@@ -10,7 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 
-_PLAIN = [np.dtype(code) for code in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")]
+PLAIN: Final = [
+    np.dtype(code) for code in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+]
+"""NumPy's own instances, of native byte order."""
 
 
 def _spellings(dtype: np.dtype[Any]) -> dict[str, np.dtype[Any]]:
@@ -20,5 +23,5 @@ def _spellings(dtype: np.dtype[Any]) -> dict[str, np.dtype[Any]]:
     }
 
 
-NAMED: Final = dict(chain.from_iterable(_spellings(dtype).items() for dtype in _PLAIN))
+NAMED: Final = dict(chain.from_iterable(_spellings(dtype).items() for dtype in PLAIN))
 """From ``float32``, ``f4``, ``<f4``, ``>f4`` and so on to the dtype, little-endian where it says nothing."""

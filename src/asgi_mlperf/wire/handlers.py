@@ -58,6 +58,7 @@ def answering_handler(
     declared = getattr(dependant.call, _DECLARED, dependant.call)
     dependant.call = _answering(declared, answer, is_coroutine=found["is_coroutine"])
     setattr(dependant.call, _DECLARED, declared)  # the handler of a route may be made again
+    # ``__call__``, as a named tuple is no callable to mypy.
     return handler if takes is None else short_way(handler, found, takes, declared, answer.__call__)
 
 

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from asgi_mlperf.exceptions import BodyRefused
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.handlers import answering_handler
-from asgi_mlperf.wire.short_ways import PARSER, is_plain, short_way_of
+from asgi_mlperf.wire.short_ways import PARSER, is_fastapis_handle, short_way_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -55,8 +55,9 @@ class ORJSONRoute(APIRoute):
     ``ORJSONResponse`` or FastAPI can write; headers, cookies and status set on an injected ``Response`` are
     kept. Endpoints with a response model, a response class of their own or of their router, or a generator
     are left as they are, and so is OpenAPI. Where an endpoint takes nothing but a body of :class:`Array`'s
-    and the request, FastAPI's dependency solving is left out, unless dependencies are overridden or FastAPI's
-    own telemetry observes the request. Use it as ``APIRouter(route_class=ORJSONRoute)`` or
+    and the request, FastAPI's dependency solving is left out, and without the request its exit stacks too,
+    unless dependencies are overridden, FastAPI's own telemetry observes the request, or others put something
+    around the route. Use it as ``APIRouter(route_class=ORJSONRoute)`` or
     ``app.router.route_class = ORJSONRoute``.
     """
 
@@ -77,7 +78,7 @@ class ORJSONRoute(APIRoute):
             short is None
             or scope["method"] not in source.methods
             or not short.applies(scope)
-            or not is_plain(longer)
+            or not is_fastapis_handle(longer)
         ):
             await longer(scope, receive, send)
         else:

@@ -69,7 +69,7 @@ def short_way_of(app: Any) -> ShortWay | None:
     return found if found is not None and found.handler is handler else None  # wraps() copies attributes
 
 
-def is_plain(handle: Callable[..., Any]) -> bool:
+def is_fastapis_handle(handle: Callable[..., Any]) -> bool:
     """Whether a route's bound method ``handle`` and what it calls are FastAPI's and Starlette's own."""
     return getattr(handle, "__func__", None) is _FASTAPIS_HANDLE and Route.handle is _STARLETTES_HANDLE
 
