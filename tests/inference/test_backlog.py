@@ -11,7 +11,7 @@ from asgi_mlperf.inference.backlog import Backlog, Item, Room
 
 
 def item(value, *, key=None, cost=1.0, deadline=math.inf) -> Item:
-    return Item(value, name="f", queued_at=0.0, deadline=deadline, key=key, cost=cost)
+    return Item(value, None, name="f", queued_at=0.0, deadline=deadline, key=key, cost=cost)
 
 
 def backlog_of(*items: Item) -> Backlog:
@@ -128,7 +128,7 @@ async def test_a_batch_looks_at_no_more_items_than_it_takes_however_many_wait(ke
 
     backlog = backlog_of(
         *(
-            Counted(n, name="f", queued_at=0.0, deadline=math.inf, key=n % keys, cost=1.0)
+            Counted(n, None, name="f", queued_at=0.0, deadline=math.inf, key=n % keys, cost=1.0)
             for n in range(20_000)
         )
     )

@@ -37,6 +37,9 @@ def raising(kind: type[Exception], *about: object) -> Any:
 
 ENDPOINTS = {
     "answer": lambda x: {"x": x},
+    "array": lambda x: x,
+    "scalar": lambda x: x.sum(),
+    "strided": lambda x: np.stack([x, x]).T,
     "response": lambda x: JSONResponse(x.tolist(), 201),
     "http": lambda _: raising(HTTPException, 418, "tea"),
     "handled": lambda _: raising(LookupError, "lost"),
@@ -88,12 +91,12 @@ def route_of(app: FastAPI) -> ORJSONRoute:
     return route
 
 
-def outcome(app: FastAPI, path: str, body: object) -> tuple[int, bytes] | str:
+def outcome(app: FastAPI, path: str, body: object) -> tuple[int, list[tuple[str, str]], bytes] | str:
     try:
         answer = TestClient(app).post(path, json=body)
     except Exception as error:  # noqa: BLE001 - what a server would see
         return f"{type(error).__name__}: {error} after {error.__cause__!r}"
-    return answer.status_code, answer.content
+    return answer.status_code, answer.headers.multi_items(), answer.content
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])

@@ -107,8 +107,9 @@ class Batched(_Declared, Generic[Item, Result]):
         engine = self._find_engine()
         if engine is None:
             return await self._alone(item)
-        result: Result = await self._batcher(engine).submit(item, timeout)
-        return result
+        waiter = self._batcher(engine).enter(item, timeout)
+        with waiter:
+            return await waiter.future  # type: ignore[no-any-return] # as the batched function has it
 
     async def _alone(self, item: Item) -> Result:
         compute = computing(self._func, self.options)

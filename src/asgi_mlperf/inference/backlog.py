@@ -12,6 +12,8 @@ from asgi_mlperf.inference.waiting import Waiter
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
+    from asgi_mlperf.inference.waiting import Warden
+
 
 class Item(Waiter):
     """One item, waited for by one caller; ``cost`` is 1 where none was declared.
@@ -22,10 +24,17 @@ class Item(Waiter):
     __slots__ = ("backlog", "cost", "key", "value")
 
     def __init__(
-        self, value: Any, name: str, queued_at: float, deadline: float, key: Hashable, cost: float
+        self,
+        value: Any,
+        gate: Warden,
+        name: str,
+        queued_at: float,
+        deadline: float,
+        key: Hashable,
+        cost: float,
     ) -> None:
         """Wait for the result of ``value``."""
-        super().__init__(name, queued_at, deadline)
+        super().__init__(gate, name, queued_at, deadline)
         self.value = value
         self.key = key
         self.cost = cost

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from asgi_mlperf.exceptions import BatchError
 from asgi_mlperf.inference.backlog import Backlog, Item, Room
@@ -19,7 +19,7 @@ from asgi_mlperf.inference.waiting import name_of
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Coroutine, Hashable
+    from collections.abc import Callable, Hashable
 
     from asgi_mlperf.hooks import BatchObservers
     from asgi_mlperf.inference.delays import ServiceTime
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from asgi_mlperf.inference.pool import Pool
 
 log = logging.getLogger("asgi_mlperf")
-
-AnItem = TypeVar("AnItem", bound=Item)
 
 _FIRST_RESTART_S = 0.1
 _LONGEST_RESTART_S = 10.0
@@ -43,6 +41,7 @@ class Batcher:
     """
 
     batch_type: type[Batch] = Batch
+    item_type: type[Item] = Item
 
     def __init__(
         self,
@@ -78,12 +77,8 @@ class Batcher:
         """What a batch takes, as the pool knows it: it forgets what it learnt before the app served."""
         return self.pool.service(self.name)
 
-    def submit(self, value: Any, timeout_s: float | None) -> Coroutine[Any, Any, Any]:
-        """Let one item wait, or raise; return what is to be awaited at once for its result."""
-        return self.pool.result(self.enter(Item, value, timeout_s))
-
-    def enter(self, kind: type[AnItem], value: Any, timeout_s: float | None) -> AnItem:
-        """Let one item wait; raise if it may not."""
+    def enter(self, value: Any, timeout_s: float | None) -> Item:
+        """Let one item wait; raise if it may not. Its result is to be awaited at once."""
         now = clock()
         pool, name, waiting = self.pool, self.name, self._waiting
         pool.refuse_own(name)
@@ -99,7 +94,7 @@ class Batcher:
                 most=self.placement.most_on_threads,
             )
         key, cost = (None, 1.0) if self._is_plain else self._labels(value)
-        item = kind(value, name, now, deadline, key, cost)
+        item = self.item_type(value, pool, name, now, deadline, key, cost)
         waiting.add(item)
         self.gathering.arrived(now)
         return item
@@ -151,11 +146,11 @@ class Batcher:
         """Measure a batch that begins; return the seconds that each of its items waited."""
         count = len(items)
         self._observers.size.observe(count)
-        waits = []
-        for item in items:
-            item.started_at, item.batch_size = now, count
-            waits.append(now - item.queued_at)
+        waits = [now - item.queued_at for item in items]
         self._observers.lingered(waits)
+        if self.pool.observers.called is not None:
+            for item in items:
+                item.started_at, item.batch_size = now, count
         if self.options.cost is not None and size:
             self._observers.padding(1 - sum(item.cost for item in items) / size)
         if inline is not self._ran_inline:

@@ -7,7 +7,7 @@ import logging
 import math
 import random
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,7 +19,7 @@ from asgi_mlperf.inference.delays import ServiceTime
 from asgi_mlperf.inference.waiting import Patience
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Iterator
 
     from asgi_mlperf.hooks import PoolObservers
     from asgi_mlperf.inference.waiting import Waiter
@@ -156,20 +156,6 @@ class Gate(abc.ABC, Generic[Work]):
             if self._admission.withdraw(work):
                 self.observers.queue_length(len(self._admission))
 
-    def result(self, waiter: Waiter) -> Coroutine[Any, Any, Any]:
-        """Wait for one result; what is given up is counted, and who wants to know is told how it went."""
-        if self.observers.called is None:
-            return waiter.wait(self.patience, self.observers.abandoned)
-        return self._told(waiter, self.observers.called)
-
-    async def _told(self, waiter: Waiter, called: Callable[[ModelCall], None]) -> Any:
-        if not waiter.started_at:
-            waiter.behind = self.ahead()
-        try:
-            return await waiter.wait(self.patience, self.observers.abandoned)
-        finally:
-            called(self._account(waiter))
-
     def ahead(self) -> str:
         """Say what runs and waits before a call that comes now; nothing if a slot is free."""
         if self._admission.running < self._admission.slots:
@@ -179,7 +165,8 @@ class Gate(abc.ABC, Generic[Work]):
     def _in_slots(self) -> str:
         return f"{self._admission.running} running"
 
-    def _account(self, waiter: Waiter) -> ModelCall:
+    def account(self, waiter: Waiter) -> ModelCall:
+        """Say how a wait went that is over."""
         return ModelCall(
             name=waiter.name,
             pool=self.name,

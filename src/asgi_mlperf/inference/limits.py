@@ -96,7 +96,8 @@ class AdaptiveLimit(Gate["Place"]):
         with self.waiting(place):
             self.submit(place)
             try:
-                await self.result(place)
+                with place:
+                    await place.future
             except BaseException:
                 if place.entered:
                     self._release()
@@ -135,7 +136,7 @@ class Place(Waiter):
 
     def __init__(self, limit: AdaptiveLimit, *, queued_at: float, deadline: float, level: int) -> None:
         """Wait for a place under ``limit``."""
-        super().__init__(limit.name, queued_at, deadline)
+        super().__init__(limit, limit.name, queued_at, deadline)
         self.entered = False
         self.level = level
         self.service = limit.service(limit.name)

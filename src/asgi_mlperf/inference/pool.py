@@ -79,18 +79,12 @@ class Pool(Gate[Work]):
         level, service = level_of(priority), self.service(name)
         self.admit(deadline, level, service, now)
         call = Call(
-            func,
-            args,
-            name=name,
-            queued_at=now,
-            deadline=deadline,
-            level=level,
-            service=service,
-            pool=self.name,
+            func, args, self, name=name, queued_at=now, deadline=deadline, level=level, service=service
         )
         with self.waiting(call):
             self.submit(call, bounded=False)
-            return await self.result(call)
+            with call:
+                return await call.future
 
     def refuse_own(self, name: str) -> None:
         """Raise ``RuntimeError`` under a call of this same pool: it would wait for its own slot."""

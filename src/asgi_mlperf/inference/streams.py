@@ -159,12 +159,14 @@ class StreamBatcher(Batcher):
     """Feeds one batched generator function."""
 
     batch_type = StreamBatch
+    item_type = StreamItem
 
     async def stream(self, value: Any, timeout_s: float | None) -> AsyncGenerator[Any, None]:
         """Yield the chunks of one item; the deadline is that of the first."""
-        item = self.enter(StreamItem, value, timeout_s)
+        item = cast("StreamItem", self.enter(value, timeout_s))
         try:
-            await self.pool.result(item)
+            with item:
+                await item.future
             while True:
                 while item.chunks:
                     yield item.take()

@@ -6,7 +6,7 @@ import asyncio
 import math
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from asgi_mlperf.exceptions import ClientLeft, DeadlineExceeded
 from asgi_mlperf.hooks import current_exchange
@@ -15,7 +15,7 @@ from asgi_mlperf.inference.deadlines import clock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asgi_mlperf.hooks import Exchange
+    from asgi_mlperf.hooks import Exchange, ModelCall, PoolObservers
 
 _LONG_S = 0.05  # hearing of a departure costs as much as all the rest of a short call
 _LOOK_EVERY_S = 0.01
@@ -81,8 +81,25 @@ class Patience:
                 waiter.watch_departure()
 
 
+class Warden(Protocol):
+    """What a waiter needs of the gate at which it waits."""
+
+    name: str
+    observers: PoolObservers
+    patience: Patience
+
+    def ahead(self) -> str:
+        """Say what runs and waits before a call that comes now."""
+
+    def account(self, waiter: Waiter) -> ModelCall:
+        """Say how a wait went that is over."""
+
+
 class Waiter:
-    """One caller and its future; ``name`` is what it waits for, ``deadline`` is on the pool's clock."""
+    """One caller and its future: ``with waiter: result = await waiter.future``.
+
+    It waits at ``gate`` for ``name``; ``deadline`` is on the pool's clock.
+    """
 
     __slots__ = (
         "_stop_watching",
@@ -92,6 +109,7 @@ class Waiter:
         "deadline",
         "exchange",
         "future",
+        "gate",
         "left",
         "name",
         "queued_at",
@@ -99,8 +117,9 @@ class Waiter:
         "started_at",
     )
 
-    def __init__(self, name: str, queued_at: float, deadline: float) -> None:
-        """Begin to wait at ``queued_at``."""
+    def __init__(self, gate: Warden, name: str, queued_at: float, deadline: float) -> None:
+        """Come to the gate at ``queued_at``."""
+        self.gate = gate
         self.name = name
         self.queued_at = queued_at
         self.deadline = deadline
@@ -109,28 +128,32 @@ class Waiter:
         self.started_at = 0.0
         self.batch_size = 0
         self.left = False
-        self.future: asyncio.Future[Any] | _Over = asyncio.get_running_loop().create_future()
+        self.future: Any = asyncio.get_running_loop().create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._stop_watching: Callable[[], None] | None = None
 
-    async def wait(self, patience: Patience, abandoned: Callable[[str], None]) -> Any:
-        """Return the result or raise the error; ``abandoned`` is told why it was given up, if it was.
+    def __enter__(self) -> None:
+        """Begin to wait: inside this block ``future`` gives the result, or raises the error.
 
-        A client that leaves is noticed from 50 ms on, so that a short call pays nothing for it.
+        A client that leaves is noticed from 50 ms on, so that a short call pays nothing for it. A block, not
+        a coroutine: of those every answer passes each on its way.
         """
-        patience.mind(self)
-        future: Any = self.future
-        try:
-            return await future
-        except asyncio.CancelledError:
+        gate = self.gate
+        if gate.observers.called is not None and not self.started_at:
+            self.behind = gate.ahead()
+        gate.patience.mind(self)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the wait; what was given up is counted, and who wants to know is told how it went."""
+        gate = self.gate
+        gate.patience.forget(self)
+        self.end()
+        if kind is not None and issubclass(kind, asyncio.CancelledError):
             self.reason = "cancelled"
-            raise
-        finally:
-            del future
-            patience.forget(self)
-            self.end()
-            if self.reason:
-                abandoned(self.reason)
+        if self.reason:
+            gate.observers.abandoned(self.reason)
+        if gate.observers.called is not None:
+            gate.observers.called(gate.account(self))
 
     def end(self) -> None:
         """Stop minding; the wait is over.
@@ -165,7 +188,7 @@ class Waiter:
 
     def settle(self, result: Any, error: BaseException | None) -> None:
         """End the wait, unless it has ended already."""
-        if isinstance(self.future, _Over) or self.future.done():
+        if self.future.done():
             return
         if error is None:
             self.future.set_result(result)

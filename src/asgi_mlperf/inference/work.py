@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from asgi_mlperf.inference.delays import ServiceTime
     from asgi_mlperf.inference.executors import Outcome
+    from asgi_mlperf.inference.waiting import Warden
 
 
 class Work(Protocol):
@@ -89,22 +90,22 @@ class Call(Waiter):
         self,
         func: Callable[..., Any],
         args: tuple[Any, ...],
+        gate: Warden,
         *,
         name: str,
         queued_at: float,
         deadline: float,
         level: int,
         service: ServiceTime,
-        pool: str,
     ) -> None:
         """Take the caller's context variables along."""
-        super().__init__(name, queued_at, deadline)
+        super().__init__(gate, name, queued_at, deadline)
         self._func = func
         self._args = args
         self.level = level
         self.context = contextvars.copy_context()
         self.service = service
-        self.seat = Seat(pool, deadline)
+        self.seat = Seat(gate.name, deadline)
 
     def inline_room(self) -> float:
         """Use a thread."""

@@ -14,7 +14,7 @@ from fastapi.encoders import jsonable_encoder
 from starlette.responses import JSONResponse, Response
 
 from asgi_mlperf.exceptions import UnserializableError
-from asgi_mlperf.wire.responses import ORJSONResponse, simplified
+from asgi_mlperf.wire.responses import ORJSONResponse, light_text, simplified
 from asgi_mlperf.wire.short_ways import only_bodies, short_way
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def answering_handler(
     declared = getattr(dependant.call, _DECLARED, dependant.call)
     dependant.call = _answering(declared, answer, is_coroutine=found["is_coroutine"])
     setattr(dependant.call, _DECLARED, declared)  # the handler of a route may be made again
-    # ``__call__``, as a named tuple is no callable to mypy.
-    return handler if takes is None else short_way(handler, found, takes, declared, answer.__call__)
+    return handler if takes is None else short_way(handler, found, takes, declared, answer)
 
 
 def _is_fastapis(handler: object) -> bool:
@@ -113,7 +112,14 @@ class _Answer(NamedTuple):
             values.pop(_INJECTED, None)
         return found
 
-    def __call__(self, result: object, injected: Response | None) -> Response:
+    @property
+    def text(self) -> Callable[[object], bytes | None]:
+        """Gives the body alone, where that says all of an ``ORJSONResponse``."""
+        is_plain = self.response_class is ORJSONResponse and self.status_code is None
+        return light_text if is_plain else lambda _: None
+
+    def response(self, result: object, injected: Response | None = None) -> Response:
+        """The response to what an endpoint returned, with what FastAPI injected merged into it."""
         if isinstance(result, Response):
             return result
         status = (injected and injected.status_code) or self.status_code
@@ -142,13 +148,13 @@ def _answering(endpoint: Callable[..., Any], answer: _Answer, *, is_coroutine: b
         @wraps(endpoint)
         async def answering(**values: Any) -> Response:
             injected = answer.response_of(values)
-            return answer(await endpoint(**values), injected)
+            return answer.response(await endpoint(**values), injected)
 
     else:
 
         @wraps(endpoint)
         def answering(**values: Any) -> Response:
             injected = answer.response_of(values)
-            return answer(endpoint(**values), injected)
+            return answer.response(endpoint(**values), injected)
 
     return answering

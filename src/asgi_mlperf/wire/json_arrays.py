@@ -12,6 +12,7 @@ from asgi_mlperf.wire.casting import as_declared, checked, refused
 from asgi_mlperf.wire.json_numbers import read_numbers
 from asgi_mlperf.wire.leaves import PACKED, packed
 from asgi_mlperf.wire.nested import MOST_AXES, Nested
+from asgi_mlperf.wire.pacing import LIGHT
 from asgi_mlperf.wire.received import PIECE_BYTES
 
 if TYPE_CHECKING:
@@ -52,20 +53,22 @@ def read_array(body: Received, dtype: np.dtype[Any], shape: Shape, *, finite: bo
     Raises:
         BodyRefused: not JSON, ragged, of another shape, or not numbers that ``dtype`` can hold; says where.
     """
-    if body.is_heavy:
-        array = _in_pieces(body, dtype, shape, finite=finite)
-    else:
-        text = body.text()
-        numbers = short_list(text, dtype) if shape.may_be_flat else None
-        if numbers is not None and shape.fits(numbers.shape):
-            return numbers
-        if (numbers := read_numbers(text, dtype)) is not None and shape.fits(numbers.shape):
-            return as_declared(numbers, dtype, finite=False)  # JSON has only finite numbers
-        value = loads(text)
-        nested = Nested(_depth(value), dtype, shape, finite=finite)
-        nested.add(value, is_plain=_is_plain(text))
-        array = nested.array(body.pace)
-    return checked(array, dtype, shape, finite=False)  # has been looked at
+    if not body.is_heavy:
+        return read_text(body.text(), dtype, shape, finite=finite)
+    return checked(_in_pieces(body, dtype, shape, finite=finite), dtype, shape, finite=False)  # was looked at
+
+
+def read_text(text: bytes, dtype: np.dtype[Any], shape: Shape, *, finite: bool) -> NDArray[Any]:
+    """The same of a body that is light."""
+    numbers = short_list(text, dtype) if shape.may_be_flat else None
+    if numbers is not None and shape.fits(numbers.shape):
+        return numbers
+    if (numbers := read_numbers(text, dtype)) is not None and shape.fits(numbers.shape):
+        return as_declared(numbers, dtype, finite=False)  # JSON has only finite numbers
+    value = loads(text)
+    nested = Nested(_depth(value), dtype, shape, finite=finite)
+    nested.add(value, is_plain=_is_plain(text))
+    return checked(nested.array(LIGHT), dtype, shape, finite=False)
 
 
 def short_list(text: bytes, dtype: np.dtype[Any]) -> NDArray[Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from asgi_mlperf.exceptions import BodyRefused
 from asgi_mlperf.wire.pacing import LIGHT, Pace
@@ -13,6 +13,8 @@ from asgi_mlperf.wire.responses import json_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from starlette.types import Message, Receive
 
     from asgi_mlperf.wire.responses import JSONSettings
 
@@ -60,6 +62,38 @@ class Received:
                 self.pace.breathe()
 
 
+def may_be_light(headers: Mapping[bytes, bytes], settings: JSONSettings) -> bool:
+    """Whether what the client says of a body leaves nothing to refuse and nothing to prepare for."""
+    told = headers.get(b"content-length", b"")
+    return len(told) <= settings.light_digits and b"content-encoding" not in headers
+
+
+def light(message: Message, settings: JSONSettings) -> bytes | None:
+    """The body, if ``message`` is all of it and it is light."""
+    if message["type"] != "http.request" or message.get("more_body"):
+        return None
+    body = message.get("body") or b""
+    return bytes(body) if len(body) < settings.light_bytes else None
+
+
+def is_untouched(request: Request) -> bool:
+    """Whether the messages of ``request`` are its body, of which nobody has read anything."""
+    if type(request) is not Request:
+        return False
+    state = request.__dict__
+    return state.get("_stream_consumed") is False and "_body" not in state and "stream" not in state
+
+
+def with_first(message: Message, receive: Receive) -> Receive:
+    """What gives ``message``, taken from ``receive`` already, and then what comes after it."""
+    waiting: list[Message] = [message]
+
+    async def again() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return again
+
+
 async def received(request: Request, headers: Mapping[bytes, bytes]) -> Received:
     """The body of ``request``, which has these ``headers``.
 
@@ -76,34 +110,12 @@ async def received(request: Request, headers: Mapping[bytes, bytes]) -> Received
         raise _too_large(limit)
     if length and length >= settings.offload_bytes:
         return Received(await _in_memory(request, length, limit), is_heavy=True)
-    if type(request) is not Request:
-        return await _in_chunks(request, b"", settings)
-    state = request.__dict__
-    if state.get("_stream_consumed") is not False or "_body" in state or "stream" in state:
-        return await _in_chunks(request, b"", settings)
-    # As the request's stream would: to make and end that generator takes nearly as long as all the rest.
-    message = await request.receive()
-    if message["type"] == "http.request":
-        body = message.get("body") or b""
-        is_whole = state["_stream_consumed"] = not message.get("more_body", False)
-        if len(body) > limit:
-            raise _too_large(limit)
-        if not is_whole:
-            return await _in_chunks(request, body, settings)
-        return Received([body], is_heavy=len(body) >= settings.offload_bytes)
-    if message["type"] == "http.disconnect":
-        state["_is_disconnected"] = True
-        raise ClientDisconnect
-    return await _in_chunks(request, b"", settings)
-
-
-async def _in_chunks(request: Request, first: bytes, settings: JSONSettings) -> Received:
-    """The body that begins with ``first`` and goes on in the request's stream."""
-    chunks, size = [first], len(first)
+    chunks: list[bytes] = []
+    size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size > settings.body_limit_bytes:
-            raise _too_large(settings.body_limit_bytes)
+        if size > limit:
+            raise _too_large(limit)
         if chunk:
             chunks.append(chunk)
     return Received(chunks, is_heavy=size >= settings.offload_bytes)

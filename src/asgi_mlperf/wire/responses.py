@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from anyio import to_thread
@@ -54,14 +55,36 @@ class JSONSettings(BaseModel):
         description="Request bodies read into arrays may have this many bytes; larger ones get 413.",
     )
 
-    @property
+    @cached_property
     def is_plain(self) -> bool:
         """Whether one orjson call says everything as it is asked for."""
         return self.nan == "null" and self.float_digits is None
 
+    @cached_property
+    def light_bytes(self) -> int:
+        """Bodies of less bytes are read where they come, and are not too large."""
+        return min(self.offload_bytes, self.body_limit_bytes + 1)
+
+    @cached_property
+    def light_digits(self) -> int:
+        """Every number of so many digits is less than ``light_bytes``."""
+        return len(str(self.light_bytes)) - 1
+
 
 json_settings: ContextVar[JSONSettings] = ContextVar("json_settings", default=JSONSettings())  # noqa: B039 - frozen
 """The settings in force for the current request."""
+
+
+def light_text(content: object) -> bytes | None:
+    """The body of an :class:`ORJSONResponse` to a light array of numbers, which most models answer.
+
+    None for all else, which the response itself writes.
+    """
+    began = clock()
+    text = small(content, json_settings.get())
+    if text is not None:
+        encoded("json", began)
+    return text
 
 
 class ORJSONResponse(JSONResponse):
@@ -86,15 +109,15 @@ class ORJSONResponse(JSONResponse):
 
     def render(self, content: Any) -> bytes:
         """The body: UTF-8 JSON without spaces."""
-        settings = json_settings.get()
-        began = clock()
         self._later = None
-        text = small(content, settings)
-        if text is None:
-            if weigh(content) >= settings.offload_bytes:
-                self._later = pieces(content, settings)
-                return b""
-            text, self._later = begin(content, settings)
+        text = light_text(content)
+        if text is not None:
+            return text
+        settings, began = json_settings.get(), clock()
+        if weigh(content) >= settings.offload_bytes:
+            self._later = pieces(content, settings)
+            return b""
+        text, self._later = begin(content, settings)
         if self._later is None:
             encoded("json", began)
         return text

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import fields
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fastapi import Request, routing
-from starlette._exception_handler import wrap_app_handling_exceptions  # as FastAPI does
 from starlette.routing import Route
 
-from asgi_mlperf.wire.responses import ORJSONResponse
+from asgi_mlperf.wire.answering import send_error, send_response, send_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from fastapi.dependencies.models import Dependant
     from starlette.responses import Response
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 
 PARSER = "_asgi_mlperf_parser"
 """The attribute of a dependency that says that it reads the body and needs only the request."""
@@ -52,12 +51,23 @@ def _is_plain(dependant: Dependant) -> bool:
     return not any(getattr(dependant, name) for name in looked_for)
 
 
+class Answer(Protocol):
+    """Makes an answer of what an endpoint returned."""
+
+    def response(self, result: object) -> Response:
+        """The response."""
+
+    @property
+    def text(self) -> Callable[[object], bytes | None]:
+        """Gives the body alone, where that says all of an ``ORJSONResponse``."""
+
+
 class ShortWay(NamedTuple):
     """How a route answers a request without FastAPI's general machinery, and when it may."""
 
     handler: Callable[..., Any]
     applies: Callable[[Scope], bool]
-    app: ASGIApp
+    app: Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 
 
 def short_way_of(app: Any) -> ShortWay | None:
@@ -79,33 +89,50 @@ def short_way(
     found: dict[str, Any],
     takes: dict[str, Callable[..., Any]],
     declared: Callable[..., Any],
-    answer: Callable[[object, Response | None], Response],
+    answer: Answer,
 ) -> Callable[[Request], Coroutine[Any, Any, Response]]:
     """Answer as ``handler`` does, without FastAPI's general machinery.
 
     ``found`` is what that goes by, ``takes`` what reads a parameter from the body. Called is ``declared``,
     and ``answer`` makes a response of what it returns, as long as nobody put anything around the endpoint.
     """
-    applies, short = _where_short(found), _answers(found, takes, declared, answer)
+    applies, short = _where_short(found), _answers(found, takes, declared, answer.response)
 
     async def respond(request: Request) -> Any:
         return await (short if applies(request.scope) else handler)(request)
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
-        try:
-            response = await short(request)
-        except Exception as error:  # noqa: BLE001 - raised again where the app's handlers take it
-            await wrap_app_handling_exceptions(_raising(error), request)(scope, receive, send)
-            return
-        if type(response) is ORJSONResponse and hasattr(response, "body"):  # only sending can fail
-            await response(scope, receive, send)
-        else:
-            await wrap_app_handling_exceptions(response, request)(scope, receive, send)
-
     if found["dependant"].request_param_name is None:  # else it may look for FastAPI's exit stacks
-        setattr(respond, _SHORT_WAY, ShortWay(respond, applies, app))
+        setattr(respond, _SHORT_WAY, ShortWay(respond, applies, _app(found, takes, declared, answer)))
     return respond
+
+
+def _app(
+    found: dict[str, Any], takes: dict[str, Callable[..., Any]], declared: Callable[..., Any], answer: Answer
+) -> Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]:
+    short = _answers(found, takes, declared, answer.response)
+    dependant, is_coroutine = found["dependant"], found["is_coroutine"]
+    around, text_of = dependant.call, answer.text
+    readers = tuple(takes.items())
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request, text = Request(scope, receive, send), None
+        try:
+            if is_coroutine and dependant.call is around:
+                result = await declared(**{name: await read(request) for name, read in readers})
+                text = text_of(result)
+                if text is None:
+                    response = answer.response(result)
+            else:
+                response = await short(request)
+        except Exception as error:  # noqa: BLE001 - raised again where the app's handlers take it
+            await send_error(error, request, send)
+            return
+        if text is not None:
+            await send_text(text, send)
+        else:
+            await send_response(response, request, send)
+
+    return app
 
 
 def _where_short(found: dict[str, Any]) -> Callable[[Scope], bool]:
@@ -123,10 +150,10 @@ def _answers(
     found: dict[str, Any],
     takes: dict[str, Callable[..., Any]],
     declared: Callable[..., Any],
-    answer: Callable[[object, Response | None], Response],
-) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    answer: Callable[[object], Response],
+) -> Callable[[Request], Coroutine[Any, Any, Any]]:
     dependant, is_coroutine = found["dependant"], found["is_coroutine"]
-    request_name, answering = dependant.request_param_name, dependant.call
+    request_name, around = dependant.request_param_name, dependant.call
     readers = tuple(takes.items())
 
     async def short(request: Request) -> Any:
@@ -135,8 +162,8 @@ def _answers(
             values[name] = await read(request)
         if request_name is not None:
             values[request_name] = request
-        if is_coroutine and dependant.call is answering:
-            return answer(await declared(**values), None)
+        if is_coroutine and dependant.call is around:
+            return answer(await declared(**values))
         if is_coroutine and dependant.call is not None:  # somebody put a function of their own around it
             return await dependant.call(**values)
         return await routing.run_endpoint_function(
@@ -144,17 +171,6 @@ def _answers(
         )
 
     return short
-
-
-def _raising(error: Exception) -> ASGIApp:
-    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
-        nonlocal error
-        try:
-            raise error
-        finally:
-            del error  # its traceback holds this frame
-
-    return app
 
 
 def _nobody(_request: Request) -> Response:

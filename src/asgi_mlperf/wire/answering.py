@@ -1,0 +1,50 @@
+"""What Starlette does around an endpoint, for endpoints that are called without it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette._exception_handler import wrap_app_handling_exceptions  # as Starlette and FastAPI do
+
+from asgi_mlperf.wire.responses import ORJSONResponse
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+async def send_text(text: bytes, send: Send) -> None:
+    """Send what an ``ORJSONResponse`` with this body would."""
+    headers = [(b"content-length", b"%d" % len(text)), (b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+def send_response(response: Response, request: Request, send: Send) -> Awaitable[None]:
+    """Send ``response``; what it raises goes to the handlers of the app."""
+    is_safe = type(response) is ORJSONResponse and hasattr(response, "body")  # only sending can fail
+    app = response if is_safe else wrap_app_handling_exceptions(response, request)
+    return app(request.scope, request.receive, send)
+
+
+def send_error(error: Exception, request: Request, send: Send) -> Awaitable[None]:
+    """Let the handlers of the app answer to ``error``, with the request, or raise it again.
+
+    Not a coroutine: its frame would hold the error, whose traceback would hold it.
+    """
+    app = wrap_app_handling_exceptions(_raising(error), request)
+    return app(request.scope, request.receive, send)
+
+
+def _raising(error: Exception) -> ASGIApp:
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        nonlocal error
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame
+
+    return app

@@ -1,0 +1,53 @@
+"""Functions of what a body holds as endpoints, for Starlette's routes and FastAPI's ``add_route``."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from asgi_mlperf.wire.answering import send_error, send_response, send_text
+from asgi_mlperf.wire.responses import ORJSONResponse, light_text
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.types import Receive, Scope, Send
+
+Content = TypeVar("Content")
+
+
+class Endpoint(Generic[Content]):
+    """An ASGI app that answers with what a function makes of the body; the function is ``__wrapped__``.
+
+    What an ``ORJSONResponse`` can say becomes one; a ``Response`` is sent as it is. Errors go to the app's
+    exception handlers.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Request], Awaitable[Content]],
+        func: Callable[[Content], Awaitable[object]],
+    ) -> None:
+        """Call ``func`` with what ``read`` finds in the request."""
+        functools.update_wrapper(cast("Callable[..., Any]", self), func)
+        self._read = read  # afterwards: a batched function's own attributes may have these names
+        self._func = func
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = Request(scope, receive, send)
+        try:
+            result = await self._func(await self._read(request))
+            text = light_text(result)
+            if text is None:
+                response = result if isinstance(result, Response) else ORJSONResponse(result)
+        except Exception as error:  # noqa: BLE001 - raised again where the app's handlers take it
+            await send_error(error, request, send)
+            return
+        if text is not None:
+            await send_text(text, send)
+        else:
+            await send_response(response, request, send)
