@@ -15,7 +15,7 @@ from typing import Any
 
 from common import Figures, markdown, spread
 
-OURS = ("asgi-mlperf", "asgi-mlperf (Starlette)")
+OURS = ("asgi-mlperf", "asgi-mlperf (endpoint)", "asgi-mlperf (Starlette)")
 COLUMNS = {
     "requests/s": ".0f",
     "p50 ms": ".3g",
@@ -26,6 +26,7 @@ COLUMNS = {
 INK = "#808080"  # as readable on white as on black
 COLOURS = {
     "asgi-mlperf": "#e6550d",
+    "asgi-mlperf (endpoint)": "#cc4c02",
     "asgi-mlperf (Starlette)": "#a63603",
     "asgi-mlperf (granian)": "#fdae6b",
     "asgi-mlperf (stock's route)": "#d4a017",

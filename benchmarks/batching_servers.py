@@ -66,7 +66,10 @@ class Contender:
         return self.question % json.dumps(row, separators=(",", ":"))
 
 
-UVICORN = "{python} -m uvicorn %s:app --port {port} --workers {workers} --no-access-log --log-level warning"
+UVICORN = (
+    "{python} -m uvicorn %s:app --port {port} --workers {workers}"
+    " --no-access-log --no-proxy-headers --log-level warning"
+)
 GRANIAN = (
     "{python} -m granian %s:app --interface asgi --loop uvloop --port {port} --workers {workers}"
     " --no-access-log --log-level warning"
@@ -88,6 +91,7 @@ def all_contenders() -> list[Contender]:
                 "/arrays",
                 **ARRAYS,
             ),
+            Contender("asgi-mlperf (endpoint)", workers, UVICORN % "endpoint_app", "/arrays", **ARRAYS),
             Contender("asgi-mlperf (Starlette)", workers, UVICORN % "starlette_app", "/arrays", **ARRAYS),
             Contender("asgi-mlperf (granian)", workers, GRANIAN % "plugin_app", "/arrays", **ARRAYS),
             Contender("asgi-mlperf (stock's route)", workers, UVICORN % "plugin_app", "/lists"),

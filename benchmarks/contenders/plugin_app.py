@@ -49,14 +49,14 @@ def scores(rows: Rows) -> Rows:
     return model(torch.from_numpy(rows)).numpy()
 
 
-@app.post("/lists")
-async def lists(features: Features) -> Scores:
-    return Scores(y=await from_lists(features.x))
-
-
 @app.post("/arrays")
 async def arrays(x: Annotated[Rows, parsed(ArrayBody(np.float32, "256"))]):  # noqa: ANN201 - an array
     return await from_arrays(x)
+
+
+@app.post("/lists")
+async def lists(features: Features) -> Scores:
+    return Scores(y=await from_lists(features.x))
 
 
 plugin.install(app)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import numpy as np
 from plugin_app import Rows, scores
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
-from asgi_mlperf import ORJSONResponse, Plugin
+from asgi_mlperf import Plugin
 from asgi_mlperf.wire.bodies import ArrayBody
 
 plugin = Plugin()
-row = ArrayBody(np.float32, "256")
 
 
 @plugin.batched(max_size=64)
@@ -21,9 +18,6 @@ def predict(rows: list[Rows]) -> Rows:
     return scores(np.stack(rows))
 
 
-async def arrays(request: Request) -> Response:
-    return ORJSONResponse(await predict(await row(request)))
-
-
-app = Starlette(routes=[Route("/arrays", arrays, methods=["POST"])])
+endpoint = ArrayBody(np.float32, "256").endpoint(predict)
+app = Starlette(routes=[Route("/arrays", endpoint, methods=["POST"])])
 plugin.install(app)

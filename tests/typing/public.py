@@ -8,8 +8,10 @@ import torch
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from starlette.applications import Starlette
+from starlette.routing import Route
 
 from asgi_mlperf import Batched, PerfMiddleware, Plugin, Settings
+from asgi_mlperf.wire.bodies import ArrayBody
 
 plugin = Plugin(Settings(workers=2, pool={"threads": 2}))  # pyright: ignore[reportArgumentType] # pydantic converts
 starlette_app = Starlette(lifespan=plugin.lifespan)
@@ -42,6 +44,17 @@ def classify(items: list[torch.Tensor]) -> torch.Tensor:
 @plugin.batched(key=len, cost=len, max_cost=4_096.0)
 def tokens(items: list[str]) -> list[int]:
     return [len(item) for item in items]
+
+
+@plugin.batched
+def doubled(rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.stack(rows) * 2
+
+
+row = ArrayBody(np.float32, "256")
+Starlette(routes=[Route("/doubled", row.endpoint(doubled), methods=["POST"])])
+FastAPI(routes=[Route("/doubled", row.endpoint(doubled), methods=["POST"])])
+row.endpoint(tokens)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 @plugin.batched

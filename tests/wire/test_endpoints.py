@@ -101,8 +101,8 @@ def test_a_batched_function_is_an_endpoint_in_fastapi_and_is_measured_by_its_rou
         """Twice each."""
         return [row * 2 for row in rows]
 
-    app = FastAPI(lifespan=plugin.lifespan)
-    app.add_route("/scores", row.endpoint(doubled), methods=["POST"])
+    scores = Route("/scores", row.endpoint(doubled), methods=["POST"])
+    app = FastAPI(routes=[scores], lifespan=plugin.lifespan)
     plugin.install(app)
     with TestClient(app) as client:
         assert client.post("/scores", json=[1, 2, 3]).json() == [2, 4, 6]
@@ -123,7 +123,7 @@ def test_what_a_function_says_of_itself_holds_for_its_endpoint():
 
     endpoint = row.endpoint(scores)
     assert (endpoint.__name__, endpoint.__doc__, endpoint.__wrapped__) == ("scores", "Sums.", scores)
-    assert endpoint.asgi_mlperf_priority == "low"
+    assert vars(endpoint)["asgi_mlperf_priority"] == "low"
     assert Route("/it", endpoint).name == "scores"
 
 

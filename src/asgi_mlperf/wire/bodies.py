@@ -56,10 +56,9 @@ class Body(abc.ABC, Generic[Content]):
     def endpoint(self, func: Callable[[Content], Awaitable[object]]) -> Endpoint[Content]:
         """Make an endpoint of ``func``, which takes what was declared and returns what is to be answered.
 
-        For Starlette's routes, and FastAPI's ``add_route``: ``Route("/scores", row.endpoint(predict),
-        methods=["POST"])``. Nothing stands between body, function and answer that they do not need, so it is
-        the shortest way to a small model. ``func`` may return what an ``ORJSONResponse`` says, or a
-        ``Response``.
+        For Starlette's routes, also in FastAPI: ``FastAPI(routes=[Route("/scores", row.endpoint(predict),
+        methods=["POST"])])``. The shortest way to a small model: nothing stands between body, function and
+        answer that they do not need. ``func`` may return what an ``ORJSONResponse`` says, or a ``Response``.
         """
         return Endpoint(self, func)
 

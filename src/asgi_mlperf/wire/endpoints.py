@@ -1,4 +1,4 @@
-"""Functions of what a body holds as endpoints, for Starlette's routes and FastAPI's ``add_route``."""
+"""Functions of what a body holds as endpoints of Starlette's routes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class Endpoint(Generic[Content]):
     What an ``ORJSONResponse`` can say becomes one; a ``Response`` is sent as it is. Errors go to the app's
     exception handlers.
     """
+
+    __name__: str
+    __wrapped__: Callable[[Content], Awaitable[object]]
 
     def __init__(
         self,
