@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Receive, Scope, Send
 
+    from asgi_mlperf.wire.short_ways import ShortWay
     from asgi_mlperf.wire.tables import TableBody
 
 __all__ = ["Array", "ORJSONRoute", "parsed"]
@@ -61,6 +62,9 @@ class ORJSONRoute(APIRoute):
     ``app.router.route_class = ORJSONRoute``.
     """
 
+    _latest: tuple[Any, ShortWay | None] = None, None
+    """The app that answered the latest request, and its short way; of a route that is included twice it varies."""
+
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         """Take what ``APIRoute`` takes."""
         super().__init__(path, endpoint, **options)
@@ -73,7 +77,9 @@ class ORJSONRoute(APIRoute):
     def handle(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Answer a request, the short way if there is one and nobody put anything around FastAPI's."""
         source, longer = self._source(scope), super().handle
-        short = short_way_of(source.app)
+        app, short = self._latest
+        if app is not source.app:
+            app, short = self._latest = source.app, short_way_of(source.app)
         if (
             short is None
             or scope["method"] not in source.methods
