@@ -63,7 +63,7 @@ class ORJSONRoute(APIRoute):
     """
 
     _latest: tuple[Any, ShortWay | None] = None, None
-    """The app that answered the latest request, and its short way; of a route that is included twice it varies."""
+    """The app that answered last, and its short way; of a route that is included twice it varies."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         """Take what ``APIRoute`` takes."""
