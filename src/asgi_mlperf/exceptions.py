@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from starlette.exceptions import HTTPException
 
@@ -67,6 +68,14 @@ class DeadlineExceeded(ASGIMLPerfError, HTTPException):  # noqa: N818 - the publ
         return self._message
 
 
+class _Errors(list[dict[str, Any]]):
+    """What FastAPI's handler of an ``HTTPException`` writes as JSON, and Starlette's encodes as a text."""
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        """Return the JSON text of the response."""
+        return json.dumps({"detail": self}).encode(encoding, errors)
+
+
 class BodyRefused(ASGIMLPerfError, HTTPException):  # noqa: N818 - the public name, without the suffix
     """Raised when a request body is too large (413), of an unknown format (415), or not what was asked (422).
 
@@ -76,10 +85,9 @@ class BodyRefused(ASGIMLPerfError, HTTPException):  # noqa: N818 - the public na
 
     def __init__(self, status_code: int, kind: str, message: str, loc: tuple[str | int, ...] = ()) -> None:
         """Say where in the body the trouble stands, and what is wanted instead."""
-        self.errors = [{"type": kind, "loc": ("body", *loc), "msg": message}]
-        super().__init__(
-            status_code, json.dumps({"detail": self.errors}), headers={"Content-Type": "application/json"}
-        )
+        self.errors = _Errors([{"type": kind, "loc": ("body", *loc), "msg": message}])
+        detail: Any = self.errors
+        super().__init__(status_code, detail, headers={"Content-Type": "application/json"})
 
 
 class ClientLeft(ASGIMLPerfError, HTTPException, OSError):  # noqa: N818 - the public name, without the suffix

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Mount, Route
@@ -76,8 +77,55 @@ def test_an_endpoint_answers_as_a_function_of_the_request_would(name, body):
         assert outcome(endpoint_of(name), body) == outcome(by_hand(name), body)
 
 
+@pytest.mark.parametrize("endpoint", [endpoint_of("array"), by_hand("array")])
+def test_a_refusal_is_the_same_in_fastapi_and_in_starlette(endpoint):
+    answers = [
+        TestClient(kind(routes=[Route("/it", endpoint, methods=["POST"])])).post("/it", json=[1, 2])
+        for kind in (FastAPI, Starlette)
+    ]
+    assert [answer.status_code for answer in answers] == [422, 422]
+    assert [answer.headers["content-type"] for answer in answers] == ["application/json"] * 2
+    (detail,) = answers[0].json()["detail"]
+    assert (detail["type"], detail["loc"]) == ("shape", ["body"])
+    assert answers[0].json() == answers[1].json()
+
+
+async def test_an_error_in_a_background_task_is_told_as_starlette_does():
+    async def late():
+        raise LookupError("late")
+
+    async def scores(x):
+        return ORJSONResponse(x, background=BackgroundTask(late))
+
+    async def scores_of(request):
+        return await scores(await row(request))
+
+    app = Starlette(
+        routes=[
+            Route("/endpoint", row.endpoint(scores), methods=["POST"]),
+            Route("/function", scores_of, methods=["POST"]),
+        ],
+        exception_handlers={LookupError: own, RuntimeError: own},
+    )
+    causes = []
+    for path in ("/endpoint", "/function"):
+        with pytest.raises(RuntimeError) as caught:
+            TestClient(app).post(path, json=[1, 2, 3])
+        error: BaseException | None = caught.value
+        chain = []
+        while error is not None:
+            chain.append(repr(error))
+            error = error.__cause__
+        causes.append(chain)
+    assert causes[0] == causes[1]
+    assert len(causes[0]) == 3
+
+
 def test_json_settings_hold_for_endpoints():
-    token = json_settings.set(JSONSettings(nan="string", body_limit_bytes=8))
+    used = JSONSettings()
+    token = json_settings.set(used)
+    assert outcome(endpoint_of("array"), [1.5, 1, 1])[0] == 200
+    json_settings.set(used.model_copy(update={"nan": "string", "body_limit_bytes": 8}))
     try:
         with np.errstate(divide="ignore"):
             assert outcome(endpoint_of("nan"), [1, 1, 1])[2] == b'["Infinity","Infinity","Infinity"]'

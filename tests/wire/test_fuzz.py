@@ -113,7 +113,7 @@ def check_array(parser, data, kind, headers):
     if isinstance(array, BodyRefused):
         assert array.status_code in {415, 422}
         assert array.errors[0]["loc"][0] == "body"
-        assert json.loads(array.detail)
+        assert json.loads(array.detail.encode())
         return
     assert array.dtype == parser.dtype
     assert parser.shape.fits(array.shape)

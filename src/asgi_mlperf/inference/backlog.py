@@ -12,7 +12,7 @@ from asgi_mlperf.inference.waiting import Waiter
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
-    from asgi_mlperf.inference.waiting import Warden
+    from asgi_mlperf.inference.gate import Gate
 
 
 class Item(Waiter):
@@ -26,7 +26,7 @@ class Item(Waiter):
     def __init__(
         self,
         value: Any,
-        gate: Warden,
+        gate: Gate[Any],
         name: str,
         queued_at: float,
         deadline: float,

@@ -6,7 +6,7 @@ import asyncio
 import math
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from asgi_mlperf.exceptions import ClientLeft, DeadlineExceeded
 from asgi_mlperf.hooks import current_exchange
@@ -15,7 +15,8 @@ from asgi_mlperf.inference.deadlines import clock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asgi_mlperf.hooks import Exchange, ModelCall, PoolObservers
+    from asgi_mlperf.hooks import Exchange
+    from asgi_mlperf.inference.gate import Gate
 
 _LONG_S = 0.05  # hearing of a departure costs as much as all the rest of a short call
 _LOOK_EVERY_S = 0.01
@@ -81,20 +82,6 @@ class Patience:
                 waiter.watch_departure()
 
 
-class Warden(Protocol):
-    """What a waiter needs of the gate at which it waits."""
-
-    name: str
-    observers: PoolObservers
-    patience: Patience
-
-    def ahead(self) -> str:
-        """Say what runs and waits before a call that comes now."""
-
-    def account(self, waiter: Waiter) -> ModelCall:
-        """Say how a wait went that is over."""
-
-
 class Waiter:
     """One caller and its future: ``with waiter: result = await waiter.future``.
 
@@ -117,7 +104,7 @@ class Waiter:
         "started_at",
     )
 
-    def __init__(self, gate: Warden, name: str, queued_at: float, deadline: float) -> None:
+    def __init__(self, gate: Gate[Any], name: str, queued_at: float, deadline: float) -> None:
         """Come to the gate at ``queued_at``."""
         self.gate = gate
         self.name = name

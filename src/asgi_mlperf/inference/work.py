@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from asgi_mlperf.inference.delays import ServiceTime
     from asgi_mlperf.inference.executors import Outcome
-    from asgi_mlperf.inference.waiting import Warden
+    from asgi_mlperf.inference.gate import Gate
 
 
 class Work(Protocol):
@@ -90,7 +90,7 @@ class Call(Waiter):
         self,
         func: Callable[..., Any],
         args: tuple[Any, ...],
-        gate: Warden,
+        gate: Gate[Any],
         *,
         name: str,
         queued_at: float,

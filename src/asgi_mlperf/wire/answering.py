@@ -25,8 +25,8 @@ async def send_text(text: bytes, send: Send) -> None:
 
 def send_response(response: Response, request: Request, send: Send) -> Awaitable[None]:
     """Send ``response``; what it raises goes to the handlers of the app."""
-    is_safe = type(response) is ORJSONResponse and hasattr(response, "body")  # only sending can fail
-    app = response if is_safe else wrap_app_handling_exceptions(response, request)
+    only_sends = type(response) is ORJSONResponse and hasattr(response, "body") and not response.background
+    app = response if only_sends else wrap_app_handling_exceptions(response, request)
     return app(request.scope, request.receive, send)
 
 

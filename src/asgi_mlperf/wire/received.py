@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,8 +65,10 @@ class Received:
 
 def may_be_light(headers: Mapping[bytes, bytes], settings: JSONSettings) -> bool:
     """Whether what the client says of a body leaves nothing to refuse and nothing to prepare for."""
-    told = headers.get(b"content-length", b"")
-    return len(told) <= settings.light_digits and b"content-encoding" not in headers
+    if b"content-encoding" in headers:
+        return False
+    told = headers.get(b"content-length", b"0")
+    return told.isdigit() and len(told) <= _LENGTH_DIGITS and settings.is_light(int(told))
 
 
 def light(message: Message, settings: JSONSettings) -> bytes | None:
@@ -73,7 +76,7 @@ def light(message: Message, settings: JSONSettings) -> bytes | None:
     if message["type"] != "http.request" or message.get("more_body"):
         return None
     body = message.get("body") or b""
-    return bytes(body) if len(body) < settings.light_bytes else None
+    return bytes(body) if settings.is_light(len(body)) else None
 
 
 def is_untouched(request: Request) -> bool:
@@ -112,12 +115,13 @@ async def received(request: Request, headers: Mapping[bytes, bytes]) -> Received
         return Received(await _in_memory(request, length, limit), is_heavy=True)
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        if chunk:
-            chunks.append(chunk)
+    async with aclosing(request.stream()) as stream:
+        async for chunk in stream:
+            size += len(chunk)
+            if size > limit:
+                raise _too_large(limit)
+            if chunk:
+                chunks.append(chunk)
     return Received(chunks, is_heavy=size >= settings.offload_bytes)
 
 
@@ -128,15 +132,16 @@ async def _in_memory(request: Request, length: int, limit: int) -> list[bytes | 
     """
     memory, at, size = _memory(length), 0, 0
     more: list[bytes | memoryview] = []
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        if more or size > length:
-            more.append(chunk)
-        else:
-            memory[at:size] = chunk
-            at = size
+    async with aclosing(request.stream()) as stream:
+        async for chunk in stream:
+            size += len(chunk)
+            if size > limit:
+                raise _too_large(limit)
+            if more or size > length:
+                more.append(chunk)
+            else:
+                memory[at:size] = chunk
+                at = size
     return [memory[:at], *more]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from anyio import to_thread
@@ -55,20 +54,14 @@ class JSONSettings(BaseModel):
         description="Request bodies read into arrays may have this many bytes; larger ones get 413.",
     )
 
-    @cached_property
+    @property
     def is_plain(self) -> bool:
         """Whether one orjson call says everything as it is asked for."""
         return self.nan == "null" and self.float_digits is None
 
-    @cached_property
-    def light_bytes(self) -> int:
-        """Bodies of less bytes are read where they come, and are not too large."""
-        return min(self.offload_bytes, self.body_limit_bytes + 1)
-
-    @cached_property
-    def light_digits(self) -> int:
-        """Every number of so many digits is less than ``light_bytes``."""
-        return len(str(self.light_bytes)) - 1
+    def is_light(self, size: int) -> bool:
+        """Whether a body of ``size`` bytes is neither heavy nor too large."""
+        return size < self.offload_bytes and size <= self.body_limit_bytes
 
 
 json_settings: ContextVar[JSONSettings] = ContextVar("json_settings", default=JSONSettings())  # noqa: B039 - frozen

@@ -102,14 +102,18 @@ def short_way(
         return await (short if applies(request.scope) else handler)(request)
 
     if found["dependant"].request_param_name is None:  # else it may look for FastAPI's exit stacks
-        setattr(respond, _SHORT_WAY, ShortWay(respond, applies, _app(found, takes, declared, answer)))
+        app = _app(short, found, takes, declared, answer)
+        setattr(respond, _SHORT_WAY, ShortWay(respond, applies, app))
     return respond
 
 
 def _app(
-    found: dict[str, Any], takes: dict[str, Callable[..., Any]], declared: Callable[..., Any], answer: Answer
+    short: Callable[[Request], Coroutine[Any, Any, Any]],
+    found: dict[str, Any],
+    takes: dict[str, Callable[..., Any]],
+    declared: Callable[..., Any],
+    answer: Answer,
 ) -> Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]:
-    short = _answers(found, takes, declared, answer.response)
     dependant, is_coroutine = found["dependant"], found["is_coroutine"]
     around, text_of = dependant.call, answer.text
     readers = tuple(takes.items())
