@@ -105,6 +105,15 @@ async def test_a_body_is_refused_as_soon_as_it_turns_out_too_large(messages):
     assert refusal.value.status_code == 413
 
 
+@pytest.mark.usefixtures("small_limit")
+@pytest.mark.parametrize("length", [str(len(BODY)), "9" * 30])
+async def test_a_body_that_says_that_it_is_too_large_is_not_even_asked_for(length):
+    request = request_of()  # fails where it is asked for anything
+    request.scope["headers"].append((b"content-length", length.encode()))
+    with pytest.raises(BodyRefused):
+        await read(request)
+
+
 class Shifted(Request):
     async def stream(self):
         async for chunk in super().stream():

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
+from asgi_mlperf import ORJSONResponse
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.routes import ORJSONRoute, parsed
 
@@ -108,6 +109,41 @@ def test_the_short_way_leads_to_what_fastapis_own_does(name, body, prefix, monke
     monkeypatch.setattr("asgi_mlperf.wire.routes.is_fastapis_handle", lambda _: False)
     assert shortly == outcome(app_of(name, prefix), f"{prefix}/it", body)
     assert len(stacks) == 2
+
+
+class Spelled(ORJSONResponse):
+    media_type = "application/x-spelled"
+
+
+@pytest.mark.parametrize("options", [{"status_code": 201}, {"response_class": Spelled}])
+def test_what_a_route_says_of_its_response_holds_for_arrays_on_the_short_way(options, stacks):
+    app = FastAPI()
+    app.router.route_class = ORJSONRoute
+
+    @app.post("/it", **options)
+    async def endpoint(x: Pair):
+        return x
+
+    answer = TestClient(app).post("/it", json=[1, 2])
+    assert not stacks
+    assert answer.json() == [1, 2]
+    assert answer.status_code == options.get("status_code", 200)
+    assert ("spelled" in answer.headers["content-type"]) == ("response_class" in options)
+
+
+def test_what_is_put_around_an_app_that_has_answered_is_asked_from_then_on():
+    app = app_of("array")
+    route, around = route_of(app), []
+    client, inner = TestClient(app), route.app
+    assert client.post("/it", json=[1, 2]).json() == [1, 2]
+
+    async def outer(scope, receive, send):
+        around.append(scope["path"])
+        await inner(scope, receive, send)
+
+    route.app = outer
+    assert client.post("/it", json=[1, 2]).json() == [1, 2]
+    assert around == ["/it"]
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
