@@ -61,6 +61,22 @@ class Part:
         self._value = value
 
 
+class _Shown:
+    """A gauge that is read at a scrape: every batch sets two, and a lock for each would cost more."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._value = 0.0
+        gauge.set_function(self._read)
+
+    def set(self, value: float) -> None:
+        self._value = value
+
+    def _read(self) -> float:
+        return self._value
+
+
 class _Both:
     """An instrument of ours and its mirror image."""
 
@@ -119,6 +135,7 @@ class Instruments:
         self.mirror = mirror
         self._files: list[tuple[File, bool]] = []
         self._parts: dict[tuple[str, ...], Part] = {}
+        self._shown: dict[tuple[str, ...], _Shown] = {}
 
     def histogram(
         self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]
@@ -150,7 +167,12 @@ class Instruments:
 
         def labelled(*values: str) -> Settable:
             child = gauge.labels(*values) if labels else gauge
-            if not several_processes() or mode == "livemax":
+            if not several_processes():
+                key = name, *values
+                if key not in self._shown:
+                    self._shown[key] = _Shown(child)
+                return self._shown[key]
+            if mode == "livemax":
                 return child
             return self._parts.setdefault((name, *values), Part(child))
 
