@@ -129,4 +129,5 @@ class Gathering:
             room, wanted = self._batcher.next_up()
             if 0 < room < wanted:
                 return True
-        return clock() - self._asked_at > max(_GATHER_S, self._batcher.expected_s(waiting))
+        gathered_s = clock() - self._asked_at
+        return gathered_s > _GATHER_S and gathered_s > self._batcher.expected_s(waiting)

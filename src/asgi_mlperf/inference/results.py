@@ -37,25 +37,24 @@ def computing(func: Callable[[Any], Any], options: BatchOptions) -> Callable[[li
 
 def results_of(results: Any, count: int, func: Callable[..., Any]) -> list[Any]:
     """Check that ``results`` is one result per item, in order: a list, a tuple, an array or a tensor."""
-    name = name_of(func)
     if inspect.iscoroutine(results):
         results.close()
     is_sequence = hasattr(results, "__len__") and hasattr(results, "__getitem__")
     if not is_sequence or isinstance(results, str | bytes | bytearray) or hasattr(results, "keys"):
         raise BatchError(
-            f"{name} returned {type(results).__name__}; a batched function takes a list and returns a list "
-            f"of the same length"
+            f"{name_of(func)} returned {type(results).__name__}; a batched function takes a list and "
+            f"returns a list of the same length"
         )
     try:
         checked = list(results)
     except Exception as error:
         raise BatchError(
-            f"{name} returned a {type(results).__name__} that cannot be read: {error}"
+            f"{name_of(func)} returned a {type(results).__name__} that cannot be read: {error}"
         ) from error
     if len(checked) != count:
         raise BatchError(
-            f"{name} returned {len(checked)} results for {count} items; a batched function returns one "
-            f"result per item, in order"
+            f"{name_of(func)} returned {len(checked)} results for {count} items; a batched function returns "
+            f"one result per item, in order"
         )
     return checked
 

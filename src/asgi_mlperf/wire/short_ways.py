@@ -121,7 +121,7 @@ def _app(
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         request, text = Request(scope, receive, send), None
         try:
-            if is_coroutine and dependant.call is around:  # as in ``short``, with a coroutine and a response less
+            if is_coroutine and dependant.call is around:  # as ``short``, with a coroutine less
                 result = await declared(**{name: await read(request) for name, read in readers})
                 text = text_of(result)
                 if text is None:
