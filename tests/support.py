@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,3 +88,30 @@ async def until(condition: Callable[[], object]) -> None:
     with anyio.fail_after(10):
         while not condition():
             await anyio.lowlevel.checkpoint()
+
+
+async def left_to_collect(
+    app: Callable[..., Awaitable[None]], body: bytes, error: type[Exception]
+) -> tuple[int, int]:
+    """What is in reference cycles after 20 requests that each raise ``error`` unanswered, and after none."""
+    scope = {"type": "http", "method": "POST", "path": "/it", "headers": []}
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: dict[str, Any]) -> None:
+        raise AssertionError(message)
+
+    async def asked(times: int) -> int:
+        for _ in range(times):
+            with suppress(error):  # pytest.raises() would keep it
+                await app(dict(scope), receive, send)
+        return gc.collect()
+
+    await asked(3)
+    gc.collect()
+    gc.disable()
+    try:
+        return await asked(20), await asked(0)
+    finally:
+        gc.enable()

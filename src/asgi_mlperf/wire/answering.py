@@ -16,17 +16,15 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 
-async def send_text(text: bytes, send: Send) -> None:
-    """Send what an ``ORJSONResponse`` with this body would."""
-    headers = [(b"content-length", b"%d" % len(text)), (b"content-type", b"application/json")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": text})
+def send_answer(answer: bytes | Response, request: Request, send: Send) -> Awaitable[None]:
+    """Send a response, or what an ``ORJSONResponse`` with this body would.
 
-
-def send_response(response: Response, request: Request, send: Send) -> Awaitable[None]:
-    """Send ``response``; what it raises goes to the handlers of the app."""
-    only_sends = type(response) is ORJSONResponse and hasattr(response, "body") and not response.background
-    app = response if only_sends else wrap_app_handling_exceptions(response, request)
+    What a response raises goes to the handlers of the app.
+    """
+    if isinstance(answer, bytes):
+        return _send_text(answer, send)
+    only_sends = type(answer) is ORJSONResponse and hasattr(answer, "body") and not answer.background
+    app = answer if only_sends else wrap_app_handling_exceptions(answer, request)
     return app(request.scope, request.receive, send)
 
 
@@ -37,6 +35,12 @@ def send_error(error: Exception, request: Request, send: Send) -> Awaitable[None
     """
     app = wrap_app_handling_exceptions(_raising(error), request)
     return app(request.scope, request.receive, send)
+
+
+async def _send_text(text: bytes, send: Send) -> None:
+    headers = [(b"content-length", b"%d" % len(text)), (b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
 
 
 def _raising(error: Exception) -> ASGIApp:

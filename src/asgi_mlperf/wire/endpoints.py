@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from starlette.requests import Request
 from starlette.responses import Response
 
-from asgi_mlperf.wire.answering import send_error, send_response, send_text
+from asgi_mlperf.wire.answering import send_answer, send_error
 from asgi_mlperf.wire.responses import ORJSONResponse, light_text
 
 if TYPE_CHECKING:
@@ -44,13 +44,10 @@ class Endpoint(Generic[Content]):
         request = Request(scope, receive, send)
         try:
             result = await self._func(await self._read(request))
-            text = light_text(result)
-            if text is None:
-                response = result if isinstance(result, Response) else ORJSONResponse(result)
+            answer: bytes | Response | None = light_text(result)
+            if answer is None:
+                answer = result if isinstance(result, Response) else ORJSONResponse(result)
         except Exception as error:  # noqa: BLE001 - raised again where the app's handlers take it
             await send_error(error, request, send)
             return
-        if text is not None:
-            await send_text(text, send)
-        else:
-            await send_response(response, request, send)
+        await send_answer(answer, request, send)

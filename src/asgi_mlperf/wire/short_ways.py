@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from fastapi import Request, routing
 from starlette.routing import Route
 
-from asgi_mlperf.wire.answering import send_error, send_response, send_text
+from asgi_mlperf.wire.answering import send_answer, send_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -57,9 +57,8 @@ class Answer(Protocol):
     def response(self, result: object) -> Response:
         """The response."""
 
-    @property
-    def text(self) -> Callable[[object], bytes | None]:
-        """Gives the body alone, where that says all of an ``ORJSONResponse``."""
+    def shortest(self, result: object) -> bytes | Response:
+        """The same, but the body alone where that says all of an ``ORJSONResponse``."""
 
 
 class ShortWay(NamedTuple):
@@ -115,26 +114,20 @@ def _app(
     answer: Answer,
 ) -> Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]:
     dependant, is_coroutine = found["dependant"], found["is_coroutine"]
-    around, text_of = dependant.call, answer.text
-    readers = tuple(takes.items())
+    around, readers = dependant.call, tuple(takes.items())
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        request, text = Request(scope, receive, send), None
+        request = Request(scope, receive, send)
         try:
             if is_coroutine and dependant.call is around:  # as ``short``, with a coroutine less
-                result = await declared(**{name: await read(request) for name, read in readers})
-                text = text_of(result)
-                if text is None:
-                    response = answer.response(result)
+                values = {name: await read(request) for name, read in readers}
+                sent = answer.shortest(await declared(**values))
             else:
-                response = await short(request)
+                sent = await short(request)
         except Exception as error:  # noqa: BLE001 - raised again where the app's handlers take it
             await send_error(error, request, send)
             return
-        if text is not None:
-            await send_text(text, send)
-        else:
-            await send_response(response, request, send)
+        await send_answer(sent, request, send)
 
     return app
 
