@@ -162,6 +162,11 @@ class Exchange:
         """Whether the app is sending and listening at once, and will cancel what it does by itself."""
         return self.status != 0 and self.ahead is not None and self.ahead.app_is_waiting
 
+    @property
+    def has_started(self) -> bool:
+        """Whether the response's start was handed to the server."""
+        return self._start is not _NO_START
+
     def noted(self) -> Notes:
         """Return the notes on this request, begun if there are none."""
         if self.notes is None:
@@ -169,18 +174,16 @@ class Exchange:
         return self.notes
 
     def close(self) -> None:
-        """Let the app have returned: nothing is read for this request any more."""
+        """Let the app have returned: nothing is read any more, and background tasks are told of."""
         if not self.ended:
             self.left_unfinished()
         if self.ahead is not None:
             self.ahead.close()
-
-    def went_on(self) -> None:
-        """Tell that the app went on after the response: background tasks."""
         serving = self._serving
         seconds = serving.clock() - self.ended_at
-        for observer in serving.afterwards:
-            observer(self, seconds)
+        if seconds >= BACKGROUND_S:
+            for observer in serving.afterwards:
+                observer(self, seconds)
 
     async def receive(self) -> Message:
         """Forward the server's next message unchanged, noting the body's size."""

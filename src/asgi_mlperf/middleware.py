@@ -5,7 +5,8 @@ from __future__ import annotations
 from asyncio import _get_running_loop  # a running loop or None; the public one raises, under trio
 from typing import TYPE_CHECKING, Any, Protocol
 
-from asgi_mlperf.exchange import BACKGROUND_S, Exchange, current_exchange
+from asgi_mlperf.direct import OFFERS, DirectWays
+from asgi_mlperf.exchange import Exchange, current_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from asgi_mlperf.hooks import Serving
-
-_SCOPE_KEY = "asgi_mlperf"
 
 
 class Installed(Protocol):
@@ -39,12 +38,13 @@ class PerfMiddleware:
         """Wrap ``app``; all state is in ``plugin`` and in each request's own ``Exchange``."""
         self.app = app
         self.plugin = plugin
+        self._ways = DirectWays(app)
         self._servings = plugin.servings
         plugin.has_middleware = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or pass a websocket or the lifespan on."""
-        if scope["type"] != "http" or _SCOPE_KEY in scope:
+        if scope["type"] != "http" or OFFERS in scope:
             await self._pass_on(scope, receive, send)
             return
         serving = self._servings.get(_get_running_loop()) or self.plugin.serving()
@@ -56,31 +56,38 @@ class PerfMiddleware:
             if endpoint is not None:
                 await endpoint(scope, receive, send)
                 return
-        scope[_SCOPE_KEY] = True  # not the exchange itself: a reference back would make every request a cycle
+        ways = self._ways
+        straight = ways.find(scope) if scope["path"] in ways.paths else None
+        # Not the exchange itself: a reference back would make every request a cycle.
+        scope[OFFERS] = ways if straight is None else None
         exchange = Exchange(scope, receive, send, serving)
         token = current_exchange.set(exchange)
         try:
             for opener in serving.openers:
                 opener()
-            await self.app(scope, exchange.receive, exchange.send)
+            if straight is None:
+                await self.app(scope, exchange.receive, exchange.send)
+            else:
+                try:
+                    await straight(scope, exchange.receive, exchange.send)
+                except Exception as error:  # noqa: BLE001 - raised again where the app's handlers take it
+                    started = exchange.has_started
+                    await ways.answer(error, scope, exchange.receive, exchange.send, started=started)
         except BaseException as error:
             exchange.failed(error)
             raise
         finally:
             current_exchange.reset(token)
-            if not exchange.ended or exchange.ahead is not None:
-                exchange.close()
-            if serving.clock() - exchange.ended_at >= BACKGROUND_S:
-                exchange.went_on()
+            exchange.close()
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what is no request, or one that is measured already; only time what websockets take."""
         serving = None
-        if scope["type"] == "websocket" and _SCOPE_KEY not in scope:
+        if scope["type"] == "websocket" and OFFERS not in scope:
             serving = self._servings.get(_get_running_loop())
         if serving is None or serving.websocket is None:
             await self.app(scope, receive, send)
             return
-        scope[_SCOPE_KEY] = True
+        scope[OFFERS] = None
         with serving.websocket(scope):
             await self.app(scope, receive, send)

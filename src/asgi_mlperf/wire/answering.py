@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from starlette._exception_handler import wrap_app_handling_exceptions  # as Starlette and FastAPI do
 
+from asgi_mlperf.direct import raising
 from asgi_mlperf.wire.responses import ORJSONResponse
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.responses import Response
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Send
 
 
 def send_answer(answer: bytes | Response, request: Request, send: Send) -> Awaitable[None]:
@@ -33,7 +34,7 @@ def send_error(error: Exception, request: Request, send: Send) -> Awaitable[None
 
     Not a coroutine: its frame would hold the error, whose traceback would hold it.
     """
-    app = wrap_app_handling_exceptions(_raising(error), request)
+    app = wrap_app_handling_exceptions(raising(error), request)
     return app(request.scope, request.receive, send)
 
 
@@ -41,14 +42,3 @@ async def _send_text(text: bytes, send: Send) -> None:
     headers = [(b"content-length", b"%d" % len(text)), (b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": text})
-
-
-def _raising(error: Exception) -> ASGIApp:
-    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
-        nonlocal error
-        try:
-            raise error
-        finally:
-            del error  # its traceback holds this frame
-
-    return app

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
+from asgi_mlperf.direct import OFFERS, is_theirs
 from asgi_mlperf.wire.answering import send_answer, send_error
 from asgi_mlperf.wire.responses import ORJSONResponse, light_text
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from starlette.types import Receive, Scope, Send
+
+    from asgi_mlperf.direct import End
 
 Content = TypeVar("Content")
 
@@ -41,6 +45,9 @@ class Endpoint(Generic[Content]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        offers = scope.get(OFFERS)
+        if offers is not None:
+            offers.offer(scope, functools.partial(_end, self, scope))
         request = Request(scope, receive, send)
         try:
             result = await self._func(await self._read(request))
@@ -51,3 +58,16 @@ class Endpoint(Generic[Content]):
             await send_error(error, request, send)
             return
         await send_answer(answer, request, send)
+
+
+def _end(endpoint: Endpoint[Any], scope: Scope, routers: Sequence[Any]) -> End | None:
+    """Look for the route of the app's own by which a request came to ``endpoint``."""
+    for route in routers[0].routes:
+        if route.matches(scope)[0] is Match.FULL:
+            own = getattr(route, "app", None) is endpoint and is_theirs(type(route).handle)
+            return functools.partial(_still, endpoint, route) if own else None
+    return None
+
+
+def _still(endpoint: Endpoint[Any], route: Any, _scope: Scope) -> Endpoint[Any] | None:
+    return endpoint if route.app is endpoint else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -9,17 +10,19 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
+from asgi_mlperf.direct import OFFERS
 from asgi_mlperf.exceptions import BodyRefused
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.handlers import answering_handler
 from asgi_mlperf.wire.short_ways import PARSER, is_fastapis_handle, short_way_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from starlette.responses import Response
     from starlette.types import Receive, Scope, Send
 
+    from asgi_mlperf.direct import End
     from asgi_mlperf.wire.short_ways import ShortWay
     from asgi_mlperf.wire.tables import TableBody
 
@@ -76,7 +79,16 @@ class ORJSONRoute(APIRoute):
 
     def handle(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Answer a request, the short way if there is one and nobody put anything around FastAPI's."""
-        source, longer = self._source(scope), super().handle
+        source = self._source(scope)
+        short = self._short(source, scope)
+        if short is None:
+            return super().handle(scope, receive, send)
+        offers = scope.get(OFFERS)
+        if offers is not None:
+            offers.offer(scope, partial(self._end, source))
+        return short(scope, receive, send)  # not awaited here: a coroutine less in every request
+
+    def _short(self, source: Any, scope: Scope) -> Callable[..., Coroutine[Any, Any, None]] | None:
         app, short = self._latest
         if app is not source.app:
             app, short = self._latest = source.app, short_way_of(source.app)
@@ -84,10 +96,15 @@ class ORJSONRoute(APIRoute):
             short is None
             or scope["method"] not in source.methods
             or not short.applies(scope)
-            or not is_fastapis_handle(longer)
+            or not is_fastapis_handle(super().handle)
         ):
-            return longer(scope, receive, send)
-        return short.app(scope, receive, send)  # not awaited here: a coroutine less in every request
+            return None
+        return short.app
+
+    def _end(self, source: Any, routers: Sequence[Any]) -> End | None:
+        """Offer this route, if it is the app's own."""
+        is_there = any(route is self for router in routers for route in router.routes)
+        return partial(self._short, source) if is_there else None
 
     def _source(self, scope: Scope) -> Any:
         """What says how to answer: the route, or FastAPI's view of it where it is included."""

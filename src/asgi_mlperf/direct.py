@@ -1,0 +1,218 @@
+"""Straight to an endpoint that needs nothing of the app's router, with what routing found the first time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.routing import Host
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+OFFERS = "asgi_mlperf"
+"""The scope's key for the ``DirectWays`` to which an endpoint may offer itself; None where nobody asks."""
+
+End = Callable[["Scope"], "ASGIApp | None"]
+"""Gives what answers a request, if that still needs no router."""
+
+Find = Callable[[Sequence[Any]], End | None]
+"""Looks for an endpoint in an app's router and those that this includes."""
+
+_FOUND = ("router", "route", "endpoint", "starlette.exception_handlers")
+_AT_MOST = 1000
+_FRAMEWORKS = {"fastapi", "starlette"}
+_EXIT_STACK = "fastapi.middleware.asyncexitstack"
+
+
+class _Way(NamedTuple):
+    """What was in the scope when a request came to its endpoint, and that endpoint."""
+
+    root_path: str
+    found: dict[str, Any]
+    included: dict[str, Any] | None
+    end: End
+
+
+class _Plan(NamedTuple):
+    """An app's routers with their routes, and the methods by which these find an endpoint."""
+
+    routers: list[Any]
+    routes: list[list[Any]]
+    methods: list[tuple[type, str, Any]]
+
+    def holds(self) -> bool:
+        """Whether all is as it was."""
+        for router, routes in zip(self.routers, self.routes, strict=True):
+            if router.routes != routes:  # by identity, and only where that differs by what routes compare
+                return False
+        for owner, name, method in self.methods:  # noqa: SIM110 - in every request: no generator
+            if getattr(owner, name, None) is not method:
+                return False
+        return True
+
+
+class DirectWays:
+    """Endpoints of one app that are called by method and path, without the app's own way to them.
+
+    What Starlette and FastAPI find depends on method and path alone, as long as all routes and everything
+    between the middleware and them is theirs. So the first request takes the app's way; the endpoint then
+    offers itself, and the next ones of that method and path come to it with the same scope at once. An outer
+    router, FastAPI's telemetry, changed routes, and methods that others put in the place of the frameworks'
+    mean the app's way. Only constant paths are learned.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Stand before ``app``."""
+        self.paths: dict[str, dict[str, _Way]] = {}
+        self._app = app
+        self._plan: _Plan | None = None
+        self._refused: set[tuple[str, str]] = set()
+
+    def find(self, scope: Scope) -> ASGIApp | None:
+        """Return what answers a request, whose scope is then as the app's router would have left it."""
+        way = self.paths.get(scope["path"], {}).get(scope["method"])
+        if (
+            way is None
+            or "router" in scope
+            or "path_params" in scope
+            or "fastapi" in scope
+            or scope.get("root_path", "") != way.root_path
+            or scope.get("fastapi.telemetry") is not None
+        ):
+            return None
+        if self._plan is None or not self._plan.holds():
+            self._forget()
+            return None
+        app = way.end(scope)
+        if app is not None:
+            scope.update(way.found)
+            scope["path_params"] = {}
+            if way.included is not None:
+                scope["fastapi"] = way.included.copy()
+        return app
+
+    def offer(self, scope: Scope, find: Find) -> None:
+        """Learn the way to an endpoint that ``scope`` came to; ``find`` looks for it in the app's routers."""
+        key = scope["path"], scope["method"]
+        if self._plan is not None and not self._plan.holds():
+            self._forget()
+        if key in self._refused:
+            return
+        way = self._way(scope, find) if len(self.paths) < _AT_MOST else None
+        if way is not None:
+            self.paths.setdefault(key[0], {})[key[1]] = way
+        elif len(self._refused) < _AT_MOST:
+            self._refused.add(key)
+
+    def answer(
+        self, error: Exception, scope: Scope, receive: Receive, send: Send, *, started: bool
+    ) -> Awaitable[None]:
+        """Let the app's exception handlers answer to what an endpoint raised, or raise it again."""
+        handlers = copy.copy(self._app)
+        handlers.app = raising(error, started=started)  # type: ignore[attr-defined]
+        return handlers(scope, receive, _nowhere if started else send)
+
+    def _forget(self) -> None:
+        self._plan = None
+        self.paths = {}
+        self._refused = set()
+
+    def _way(self, scope: Scope, find: Find) -> _Way | None:
+        if self._plan is None:
+            self._plan = _plan(self._app)
+        routers = self._plan.routers if self._plan is not None else []
+        if (
+            not routers
+            or scope["router"] is not routers[0]
+            or getattr(scope.get("app"), "router", None) is not routers[0]
+            or scope["path_params"]
+            or "app_root_path" in scope  # a mount took part
+        ):
+            return None
+        end = find(routers)
+        if end is None:
+            return None
+        found = {key: scope[key] for key in _FOUND if key in scope}
+        included = scope.get("fastapi")
+        return _Way(scope.get("root_path", ""), found, included and dict(included), end)
+
+
+def raising(error: Exception, *, started: bool = False) -> ASGIApp:
+    """Return an app that raises ``error``, once, after a start of a response if it has ``started``."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        nonlocal error
+        if started:
+            await send({"type": "http.response.start", "status": 500})
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame
+
+    return app
+
+
+async def _nowhere(_message: Message) -> None:
+    """Drop a message."""
+
+
+def is_theirs(function: Any) -> bool:
+    """Tell whether a function is Starlette's or FastAPI's own, with nothing of others around it."""
+    return (
+        isinstance(function, FunctionType)
+        and function.__module__.partition(".")[0] in _FRAMEWORKS
+        and not hasattr(function, "__wrapped__")
+    )
+
+
+def _plan(app: ASGIApp) -> _Plan | None:
+    """Note how ``app`` finds its endpoints; None where others take part in that."""
+    plan = _Plan([], [], [])
+    if type(app) is not ExceptionMiddleware or not _theirs(app, "__call__", plan):
+        return None
+    inner: Any = app.app
+    if type(inner).__module__ == _EXIT_STACK and _theirs(inner, "__call__", plan):
+        inner = inner.app
+    if not _theirs(inner, "__call__", plan) or not _theirs(inner, "app", plan):
+        return None
+    is_alone = getattr(inner, "middleware_stack", None) == inner.app
+    return plan if is_alone and _is_plain(inner, plan) else None
+
+
+def _is_plain(router: Any, plan: _Plan) -> bool:
+    """Tell whether a router's routes are the frameworks' own and heed nothing but method and path."""
+    if any(router is known for known in plan.routers):
+        return True
+    plan.routers.append(router)
+    plan.routes.append(list(router.routes))
+    return all(_route_is_plain(route, plan) for route in router.routes)
+
+
+def _route_is_plain(route: Any, plan: _Plan) -> bool:
+    if isinstance(route, Host):
+        return False
+    handles = _theirs(route, "handle", plan)  # if not, what is at its end may know why
+    if not _theirs(route, "matches", plan):
+        return False
+    included = getattr(route, "original_router", None)  # of a router in a router, in newer FastAPIs
+    return included is None or (
+        handles
+        and _theirs(included, "matches", plan)
+        and _theirs(included, "handle", plan)
+        and _is_plain(included, plan)
+    )
+
+
+def _theirs(thing: Any, name: str, plan: _Plan) -> bool:
+    """Tell whether a method is Starlette's or FastAPI's own, and note it."""
+    method = getattr(getattr(thing, name, None), "__func__", None)
+    noted = (type(thing), name, getattr(type(thing), name, None))
+    if noted not in plan.methods:
+        plan.methods.append(noted)
+    return method is noted[2] and is_theirs(method)
