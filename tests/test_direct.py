@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import pytest
-import starlette.middleware.exceptions
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
 from numpy.typing import NDArray
+from starlette._exception_handler import wrap_app_handling_exceptions
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
@@ -33,13 +33,12 @@ RIGHT, WRONG = b"[1, 2]", b"[1]"
 def routed(monkeypatch) -> list[str]:
     """The paths of the requests that went the app's own way from now on; errors go part of it."""
     seen: list[str] = []
-    around = starlette.middleware.exceptions.wrap_app_handling_exceptions
 
     def counted(app, conn):
         seen.append(conn.scope["path"])
-        return around(app, conn)
+        return wrap_app_handling_exceptions(app, conn)
 
-    monkeypatch.setattr(starlette.middleware.exceptions, "wrap_app_handling_exceptions", counted)
+    monkeypatch.setattr("starlette.middleware.exceptions.wrap_app_handling_exceptions", counted)
     return seen
 
 
