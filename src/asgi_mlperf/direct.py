@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from operator import attrgetter
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.routing import Host
+from starlette.routing import Host, Match
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -21,40 +22,58 @@ OFFERS = "asgi_mlperf"
 End = Callable[["Scope"], "ASGIApp | None"]
 """Gives what answers a request, if that still needs no router."""
 
-Find = Callable[[Sequence[Any]], End | None]
-"""Looks for an endpoint in an app's router and those that this includes."""
+Find = Callable[[Any], End | None]
+"""Gives the end of the way that begins with the route that the app's router takes, if it leads there."""
 
+_ROUTED_BY = ("type", "path", "root_path", "method")
 _FOUND = ("router", "route", "endpoint", "starlette.exception_handlers")
 _AT_MOST = 1000
 _FRAMEWORKS = {"fastapi", "starlette"}
 _EXIT_STACK = "fastapi.middleware.asyncexitstack"
+_routes_of = attrgetter("routes")
 
 
 class _Way(NamedTuple):
     """What was in the scope when a request came to its endpoint, and that endpoint."""
 
     root_path: str
+    place: int
+    route: Any
     found: dict[str, Any]
     included: dict[str, Any] | None
     end: End
 
 
-class _Plan(NamedTuple):
+class _Plan:
     """An app's routers with their routes, and the methods by which these find an endpoint."""
 
-    routers: list[Any]
-    routes: list[list[Any]]
-    methods: list[tuple[type, str, Any]]
+    def __init__(self) -> None:
+        self.routers: list[Any] = []
+        self._routes: list[list[Any]] = []
+        self._owners: list[type] = []
+        self._names: list[str] = []
+        self._methods: list[Any] = []
+
+    def note(self, router: Any) -> None:
+        """Add a router and its routes."""
+        self.routers.append(router)
+        self._routes.append(list(router.routes))
+
+    def note_method(self, owner: type, name: str) -> Any:
+        """Add a method, and return it."""
+        method = getattr(owner, name, None)
+        if (owner, name) not in zip(self._owners, self._names, strict=True):
+            self._owners.append(owner)
+            self._names.append(name)
+            self._methods.append(method)
+        return method
 
     def holds(self) -> bool:
-        """Whether all is as it was."""
-        for router, routes in zip(self.routers, self.routes, strict=True):
-            if router.routes != routes:  # by identity, and only where that differs by what routes compare
-                return False
-        for owner, name, method in self.methods:  # noqa: SIM110 - in every request: no generator
-            if getattr(owner, name, None) is not method:
-                return False
-        return True
+        """Whether all is as it was; what replaces a route may be equal to it."""
+        return (
+            list(map(_routes_of, self.routers)) == self._routes  # by identity first, as lists do
+            and list(map(getattr, self._owners, self._names)) == self._methods
+        )
 
 
 class DirectWays:
@@ -76,9 +95,10 @@ class DirectWays:
 
     def find(self, scope: Scope) -> ASGIApp | None:
         """Return what answers a request, whose scope is then as the app's router would have left it."""
-        way = self.paths.get(scope["path"], {}).get(scope["method"])
+        plan, way = self._plan, self.paths.get(scope["path"], {}).get(scope["method"])
         if (
             way is None
+            or plan is None
             or "router" in scope
             or "path_params" in scope
             or "fastapi" in scope
@@ -86,7 +106,7 @@ class DirectWays:
             or scope.get("fastapi.telemetry") is not None
         ):
             return None
-        if self._plan is None or not self._plan.holds():
+        if not plan.holds() or plan.routers[0].routes[way.place] is not way.route:
             self._forget()
             return None
         app = way.end(scope)
@@ -98,7 +118,7 @@ class DirectWays:
         return app
 
     def offer(self, scope: Scope, find: Find) -> None:
-        """Learn the way to an endpoint that ``scope`` came to; ``find`` looks for it in the app's routers."""
+        """Learn the way to an endpoint that ``scope`` came to; ``find`` says whether a route leads there."""
         key = scope["path"], scope["method"]
         if self._plan is not None and not self._plan.holds():
             self._forget()
@@ -126,21 +146,25 @@ class DirectWays:
     def _way(self, scope: Scope, find: Find) -> _Way | None:
         if self._plan is None:
             self._plan = _plan(self._app)
-        routers = self._plan.routers if self._plan is not None else []
+        plan, app_router = self._plan, getattr(scope.get("app"), "router", None)
         if (
-            not routers
-            or scope["router"] is not routers[0]
-            or getattr(scope.get("app"), "router", None) is not routers[0]
+            plan is None
+            or plan.routers[0] is not app_router
+            or scope["router"] is not app_router
             or scope["path_params"]
             or "app_root_path" in scope  # a mount took part
         ):
             return None
-        end = find(routers)
-        if end is None:
+        routed = {key: scope[key] for key in _ROUTED_BY if key in scope}
+        matches = (route.matches(routed)[0] is Match.FULL for route in app_router.routes)
+        place = next((place for place, is_match in enumerate(matches) if is_match), None)
+        end = None if place is None else find(app_router.routes[place])
+        if place is None or end is None:
             return None
         found = {key: scope[key] for key in _FOUND if key in scope}
         included = scope.get("fastapi")
-        return _Way(scope.get("root_path", ""), found, included and dict(included), end)
+        route = app_router.routes[place]
+        return _Way(scope.get("root_path", ""), place, route, found, included and dict(included), end)
 
 
 def raising(error: Exception, *, started: bool = False) -> ASGIApp:
@@ -173,7 +197,7 @@ def is_theirs(function: Any) -> bool:
 
 def _plan(app: ASGIApp) -> _Plan | None:
     """Note how ``app`` finds its endpoints; None where others take part in that."""
-    plan = _Plan([], [], [])
+    plan = _Plan()
     if type(app) is not ExceptionMiddleware or not _theirs(app, "__call__", plan):
         return None
     inner: Any = app.app
@@ -189,8 +213,7 @@ def _is_plain(router: Any, plan: _Plan) -> bool:
     """Tell whether a router's routes are the frameworks' own and heed nothing but method and path."""
     if any(router is known for known in plan.routers):
         return True
-    plan.routers.append(router)
-    plan.routes.append(list(router.routes))
+    plan.note(router)
     return all(_route_is_plain(route, plan) for route in router.routes)
 
 
@@ -212,7 +235,4 @@ def _route_is_plain(route: Any, plan: _Plan) -> bool:
 def _theirs(thing: Any, name: str, plan: _Plan) -> bool:
     """Tell whether a method is Starlette's or FastAPI's own, and note it."""
     method = getattr(getattr(thing, name, None), "__func__", None)
-    noted = (type(thing), name, getattr(type(thing), name, None))
-    if noted not in plan.methods:
-        plan.methods.append(noted)
-    return method is noted[2] and is_theirs(method)
+    return method is plan.note_method(type(thing), name) and is_theirs(method)

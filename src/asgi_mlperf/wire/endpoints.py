@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match
 
 from asgi_mlperf.direct import OFFERS, is_theirs
 from asgi_mlperf.wire.answering import send_answer, send_error
 from asgi_mlperf.wire.responses import ORJSONResponse, light_text
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from starlette.types import Receive, Scope, Send
 
@@ -47,7 +46,7 @@ class Endpoint(Generic[Content]):
         """Answer one request."""
         offers = scope.get(OFFERS)
         if offers is not None:
-            offers.offer(scope, functools.partial(_end, self, scope))
+            offers.offer(scope, functools.partial(_end, self))
         request = Request(scope, receive, send)
         try:
             result = await self._func(await self._read(request))
@@ -60,13 +59,10 @@ class Endpoint(Generic[Content]):
         await send_answer(answer, request, send)
 
 
-def _end(endpoint: Endpoint[Any], scope: Scope, routers: Sequence[Any]) -> End | None:
-    """Look for the route of the app's own by which a request came to ``endpoint``."""
-    for route in routers[0].routes:
-        if route.matches(scope)[0] is Match.FULL:
-            own = getattr(route, "app", None) is endpoint and is_theirs(type(route).handle)
-            return functools.partial(_still, endpoint, route) if own else None
-    return None
+def _end(endpoint: Endpoint[Any], route: Any) -> End | None:
+    """Return what still leads from an app's ``route`` to ``endpoint``."""
+    leads_there = getattr(route, "app", None) is endpoint and is_theirs(type(route).handle)
+    return functools.partial(_still, endpoint, route) if leads_there else None
 
 
 def _still(endpoint: Endpoint[Any], route: Any, _scope: Scope) -> Endpoint[Any] | None:

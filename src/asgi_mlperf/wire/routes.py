@@ -17,7 +17,7 @@ from asgi_mlperf.wire.handlers import answering_handler
 from asgi_mlperf.wire.short_ways import PARSER, is_fastapis_handle, short_way_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine
 
     from starlette.responses import Response
     from starlette.types import Receive, Scope, Send
@@ -101,10 +101,10 @@ class ORJSONRoute(APIRoute):
             return None
         return short.app
 
-    def _end(self, source: Any, routers: Sequence[Any]) -> End | None:
-        """Offer this route, if it is the app's own."""
-        is_there = any(route is self for router in routers for route in router.routes)
-        return partial(self._short, source) if is_there else None
+    def _end(self, source: Any, first: Any) -> End | None:
+        """Return what still leads from an app's route, this one or an included router, to this one."""
+        leads_here = first is self or hasattr(first, "original_router")
+        return partial(self._short, source) if leads_here else None
 
     def _source(self, scope: Scope) -> Any:
         """What says how to answer: the route, or FastAPI's view of it where it is included."""
