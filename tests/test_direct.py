@@ -319,11 +319,14 @@ async def test_middleware_inside_sees_every_request():
     assert len(scopes) == 3
 
 
-async def test_a_routers_middleware_sees_every_request():
+@pytest.mark.parametrize("asked_before", [0, 2])
+async def test_a_routers_middleware_sees_every_request(asked_before):
     app, scopes = app_of("starlette"), []
-    app.router.middleware_stack = Notes(app.router.middleware_stack, scopes)
     running, _ = installed(app)
     async with running:
+        for _ in range(asked_before):
+            await ask(app, "/it")
+        app.router.middleware_stack = Notes(app.router.middleware_stack, scopes)
         for _ in range(3):
             assert await answers(app) == (200, b"[2.0,4.0]")
     assert len(scopes) == 3

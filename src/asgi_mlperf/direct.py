@@ -37,6 +37,7 @@ class _Way(NamedTuple):
     """What was in the scope when a request came to its endpoint, and that endpoint."""
 
     root_path: str
+    plan: _Plan
     place: int
     route: Any
     found: dict[str, Any]
@@ -49,13 +50,16 @@ class _Plan:
 
     def __init__(self) -> None:
         self.routers: list[Any] = []
+        self._stack: Any = None
         self._routes: list[list[Any]] = []
         self._owners: list[type] = []
         self._names: list[str] = []
         self._methods: list[Any] = []
 
     def note(self, router: Any) -> None:
-        """Add a router and its routes."""
+        """Add a router and its routes; the first is the app's."""
+        if not self.routers:
+            self._stack = router.middleware_stack
         self.routers.append(router)
         self._routes.append(list(router.routes))
 
@@ -72,6 +76,7 @@ class _Plan:
         """Whether all is as it was; what replaces a route may be equal to it."""
         return (
             list(map(_routes_of, self.routers)) == self._routes  # by identity first, as lists do
+            and self.routers[0].middleware_stack is self._stack
             and list(map(getattr, self._owners, self._names)) == self._methods
         )
 
@@ -95,10 +100,9 @@ class DirectWays:
 
     def find(self, scope: Scope) -> ASGIApp | None:
         """Return what answers a request, whose scope is then as the app's router would have left it."""
-        plan, way = self._plan, self.paths.get(scope["path"], {}).get(scope["method"])
+        way = self.paths.get(scope["path"], {}).get(scope["method"])
         if (
             way is None
-            or plan is None
             or "router" in scope
             or "path_params" in scope
             or "fastapi" in scope
@@ -106,6 +110,7 @@ class DirectWays:
             or scope.get("fastapi.telemetry") is not None
         ):
             return None
+        plan = way.plan
         if not plan.holds() or plan.routers[0].routes[way.place] is not way.route:
             self._forget()
             return None
@@ -119,16 +124,17 @@ class DirectWays:
 
     def offer(self, scope: Scope, find: Find) -> None:
         """Learn the way to an endpoint that ``scope`` came to; ``find`` says whether a route leads there."""
-        key = scope["path"], scope["method"]
+        if scope["path_params"] or "app_root_path" in scope or len(self._refused) >= _AT_MOST:
+            return  # the latter says that a mount took part
+        key = path, method = scope["path"], scope["method"]
         if self._plan is not None and not self._plan.holds():
             self._forget()
-        if key in self._refused:
-            return
-        way = self._way(scope, find) if len(self.paths) < _AT_MOST else None
-        if way is not None:
-            self.paths.setdefault(key[0], {})[key[1]] = way
-        elif len(self._refused) < _AT_MOST:
-            self._refused.add(key)
+        if key not in self._refused:
+            way = self._way(scope, find)
+            if way is None or len(self.paths) >= _AT_MOST:
+                self._refused.add(key)
+            else:
+                self.paths.setdefault(path, {})[method] = way
 
     def answer(
         self, error: Exception, scope: Scope, receive: Receive, send: Send, *, started: bool
@@ -147,13 +153,7 @@ class DirectWays:
         if self._plan is None:
             self._plan = _plan(self._app)
         plan, app_router = self._plan, getattr(scope.get("app"), "router", None)
-        if (
-            plan is None
-            or plan.routers[0] is not app_router
-            or scope["router"] is not app_router
-            or scope["path_params"]
-            or "app_root_path" in scope  # a mount took part
-        ):
+        if plan is None or plan.routers[0] is not app_router or scope["router"] is not app_router:
             return None
         routed = {key: scope[key] for key in _ROUTED_BY if key in scope}
         matches = (route.matches(routed)[0] is Match.FULL for route in app_router.routes)
@@ -164,7 +164,7 @@ class DirectWays:
         found = {key: scope[key] for key in _FOUND if key in scope}
         included = scope.get("fastapi")
         route = app_router.routes[place]
-        return _Way(scope.get("root_path", ""), place, route, found, included and dict(included), end)
+        return _Way(scope.get("root_path", ""), plan, place, route, found, included and dict(included), end)
 
 
 def raising(error: Exception, *, started: bool = False) -> ASGIApp:
