@@ -25,6 +25,8 @@ CLIENT_LEFT = 499
 
 BACKGROUND_S = 0.001
 """Seconds from which an app that goes on after the response is told of."""
+METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
+"""The methods that are kept apart; any other token may be one as well."""
 _NO_START: Message = {}
 
 

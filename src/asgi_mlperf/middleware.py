@@ -5,8 +5,10 @@ from __future__ import annotations
 from asyncio import _get_running_loop  # a running loop or None; the public one raises, under trio
 from typing import TYPE_CHECKING, Any, Protocol
 
-from asgi_mlperf.direct import OFFERS, DirectWays
+from starlette.requests import Request
+
 from asgi_mlperf.exchange import Exchange, current_exchange
+from asgi_mlperf.route_cache import SCOPE_KEY, RouteCache, answer_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,13 +40,13 @@ class PerfMiddleware:
         """Wrap ``app``; all state is in ``plugin`` and in each request's own ``Exchange``."""
         self.app = app
         self.plugin = plugin
-        self._ways = DirectWays(app)
+        self._cache = RouteCache(app)
         self._servings = plugin.servings
         plugin.has_middleware = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or pass a websocket or the lifespan on."""
-        if scope["type"] != "http" or OFFERS in scope:
+        if scope["type"] != "http" or SCOPE_KEY in scope:
             await self._pass_on(scope, receive, send)
             return
         serving = self._servings.get(_get_running_loop()) or self.plugin.serving()
@@ -56,23 +58,23 @@ class PerfMiddleware:
             if endpoint is not None:
                 await endpoint(scope, receive, send)
                 return
-        ways = self._ways
-        straight = ways.find(scope) if scope["path"] in ways.paths else None
+        cache = self._cache
+        cached = cache.look_up(scope) if scope["path"] in cache.paths else None
         # Not the exchange itself: a reference back would make every request a cycle.
-        scope[OFFERS] = ways if straight is None else None
+        scope[SCOPE_KEY] = cache if cached is None and cache.is_open else None
         exchange = Exchange(scope, receive, send, serving)
         token = current_exchange.set(exchange)
         try:
             for opener in serving.openers:
                 opener()
-            if straight is None:
+            if cached is None:
                 await self.app(scope, exchange.receive, exchange.send)
             else:
                 try:
-                    await straight(scope, exchange.receive, exchange.send)
+                    await cached(scope, exchange.receive, exchange.send)
                 except Exception as error:  # noqa: BLE001 - raised again where the app's handlers take it
-                    started = exchange.has_started
-                    await ways.answer(error, scope, exchange.receive, exchange.send, started=started)
+                    request = Request(scope, exchange.receive, exchange.send)
+                    await answer_error(error, request, exchange.send, started=exchange.has_started)
         except BaseException as error:
             exchange.failed(error)
             raise
@@ -83,11 +85,11 @@ class PerfMiddleware:
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what is no request, or one that is measured already; only time what websockets take."""
         serving = None
-        if scope["type"] == "websocket" and OFFERS not in scope:
+        if scope["type"] == "websocket" and SCOPE_KEY not in scope:
             serving = self._servings.get(_get_running_loop())
         if serving is None or serving.websocket is None:
             await self.app(scope, receive, send)
             return
-        scope[OFFERS] = None
+        scope[SCOPE_KEY] = None
         with serving.websocket(scope):
             await self.app(scope, receive, send)

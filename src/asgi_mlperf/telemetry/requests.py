@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import Gauge
 from prometheus_client.metrics_core import GaugeMetricFamily
 
-from asgi_mlperf.exchange import CLIENT_LEFT
+from asgi_mlperf.exchange import CLIENT_LEFT, METHODS
 from asgi_mlperf.telemetry.cells import cells
 from asgi_mlperf.telemetry.files import Named
 from asgi_mlperf.telemetry.routes import RouteTemplates
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from asgi_mlperf.telemetry.instruments import Instruments
     from asgi_mlperf.telemetry.settings import MetricsSettings
 
-METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 ENCODE_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 Observe = Callable[[float, int, int], None]
 OTHER = "_OTHER"

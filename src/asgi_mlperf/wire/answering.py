@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from starlette._exception_handler import wrap_app_handling_exceptions  # as Starlette and FastAPI do
 
-from asgi_mlperf.direct import raising
 from asgi_mlperf.wire.responses import ORJSONResponse
 
 if TYPE_CHECKING:
@@ -26,15 +25,6 @@ def send_answer(answer: bytes | Response, request: Request, send: Send) -> Await
         return _send_text(answer, send)
     only_sends = type(answer) is ORJSONResponse and hasattr(answer, "body") and not answer.background
     app = answer if only_sends else wrap_app_handling_exceptions(answer, request)
-    return app(request.scope, request.receive, send)
-
-
-def send_error(error: Exception, request: Request, send: Send) -> Awaitable[None]:
-    """Let the handlers of the app answer to ``error``, with the request, or raise it again.
-
-    Not a coroutine: its frame would hold the error, whose traceback would hold it.
-    """
-    app = wrap_app_handling_exceptions(raising(error), request)
     return app(request.scope, request.receive, send)
 
 

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
-from asgi_mlperf.direct import OFFERS, is_theirs
-from asgi_mlperf.wire.answering import send_answer, send_error
+from asgi_mlperf.route_cache import SCOPE_KEY, answer_error, is_frameworks
+from asgi_mlperf.wire.answering import send_answer
 from asgi_mlperf.wire.responses import ORJSONResponse, light_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from starlette.types import Receive, Scope, Send
-
-    from asgi_mlperf.direct import End
 
 Content = TypeVar("Content")
 
@@ -44,9 +43,9 @@ class Endpoint(Generic[Content]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        offers = scope.get(OFFERS)
-        if offers is not None:
-            offers.offer(scope, functools.partial(_end, self))
+        cache = scope.get(SCOPE_KEY)
+        if cache is not None:
+            cache.enter(scope, functools.partial(_resolve, self))
         request = Request(scope, receive, send)
         try:
             result = await self._func(await self._read(request))
@@ -54,16 +53,20 @@ class Endpoint(Generic[Content]):
             if answer is None:
                 answer = result if isinstance(result, Response) else ORJSONResponse(result)
         except Exception as error:  # noqa: BLE001 - raised again where the app's handlers take it
-            await send_error(error, request, send)
+            await answer_error(error, request, send)
             return
         await send_answer(answer, request, send)
 
 
-def _end(endpoint: Endpoint[Any], route: Any) -> End | None:
-    """Return what still leads from an app's ``route`` to ``endpoint``."""
-    leads_there = getattr(route, "app", None) is endpoint and is_theirs(type(route).handle)
-    return functools.partial(_still, endpoint, route) if leads_there else None
+def _resolve(endpoint: Endpoint[Any], route: Any, scope: Scope) -> Endpoint[Any] | None:
+    """Return ``endpoint``, if that is all there is behind ``route``."""
+    is_it = (
+        getattr(route, "app", None) is endpoint
+        and (not route.methods or scope["method"] in route.methods)
+        and type(route).handle is _HANDLE
+        and "handle" not in vars(route)
+    )
+    return endpoint if is_it else None
 
 
-def _still(endpoint: Endpoint[Any], route: Any, _scope: Scope) -> Endpoint[Any] | None:
-    return endpoint if route.app is endpoint else None
+_HANDLE = Route.handle if is_frameworks(Route.handle) else None

@@ -10,8 +10,8 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from asgi_mlperf.direct import OFFERS
 from asgi_mlperf.exceptions import BodyRefused
+from asgi_mlperf.route_cache import SCOPE_KEY
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.handlers import answering_handler
 from asgi_mlperf.wire.short_ways import PARSER, is_fastapis_handle, short_way_of
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from starlette.responses import Response
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from asgi_mlperf.direct import End
     from asgi_mlperf.wire.short_ways import ShortWay
     from asgi_mlperf.wire.tables import TableBody
 
@@ -83,9 +82,9 @@ class ORJSONRoute(APIRoute):
         short = self._short(source, scope)
         if short is None:
             return super().handle(scope, receive, send)
-        offers = scope.get(OFFERS)
-        if offers is not None:
-            offers.offer(scope, partial(self._end, source))
+        cache = scope.get(SCOPE_KEY)
+        if cache is not None:
+            cache.enter(scope, partial(self._resolve, source))
         return short(scope, receive, send)  # not awaited here: a coroutine less in every request
 
     def _short(self, source: Any, scope: Scope) -> Callable[..., Coroutine[Any, Any, None]] | None:
@@ -101,16 +100,20 @@ class ORJSONRoute(APIRoute):
             return None
         return short.app
 
-    def _end(self, source: Any, first: Any) -> End | None:
-        """Return what still leads from an app's route, this one or an included router, to this one."""
-        leads_here = first is self or hasattr(first, "original_router")
-        return partial(self._short, source) if leads_here else None
+    def _resolve(self, source: Any, first: Any, scope: Scope) -> ASGIApp | None:
+        """Return the short way, if the app's router took ``first``, this route or a router with it."""
+        leads_here = first is self if source is self else hasattr(first, "original_router")
+        is_own = type(self).handle is _HANDLE and "handle" not in vars(self)
+        return self._short(source, scope) if leads_here and is_own else None
 
     def _source(self, scope: Scope) -> Any:
         """What says how to answer: the route, or FastAPI's view of it where it is included."""
         included = scope.get("fastapi")
         context = None if included is None else included.get("effective_route_context")
         return self if context is None or context.original_route is not self else context
+
+
+_HANDLE = ORJSONRoute.handle
 
 
 def parsed(parser: ArrayBody | TableBody) -> Any:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from fastapi import Request, routing
 from starlette.routing import Route
 
-from asgi_mlperf.wire.answering import send_answer, send_error
+from asgi_mlperf.route_cache import answer_error
+from asgi_mlperf.wire.answering import send_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -125,7 +126,7 @@ def _app(
             else:
                 sent = await short(request)
         except Exception as error:  # noqa: BLE001 - raised again where the app's handlers take it
-            await send_error(error, request, send)
+            await answer_error(error, request, send)
             return
         await send_answer(sent, request, send)
 

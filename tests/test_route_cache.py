@@ -13,12 +13,13 @@ from starlette._exception_handler import wrap_app_handling_exceptions
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Host, Match, Mount, Route, Router
 from tests.support import Answer, http_scope, left_to_collect
 
-from asgi_mlperf import ORJSONResponse, Plugin, direct
+from asgi_mlperf import ORJSONResponse, PerfMiddleware, Plugin, route_cache
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.routes import ORJSONRoute, parsed
 
@@ -79,7 +80,9 @@ RESULTS: dict[str, Any] = {
 
 def worth_comparing(scope):
     """What is in a scope for exception handlers and outer middleware."""
-    found = {key: value for key, value in scope.items() if key != direct.OFFERS and "astack" not in key}
+    found = {
+        key: value for key, value in scope.items() if key != route_cache.SCOPE_KEY and "astack" not in key
+    }
     found["starlette.exception_handlers"] = [*found.get("starlette.exception_handlers", ())]
     return found
 
@@ -426,7 +429,7 @@ async def test_only_constant_paths_are_learned_and_not_without_end(monkeypatch, 
     routes = [Route(path, row.endpoint(function), methods=["POST"]) for path in [*paths, "/any/{name}"]]
     app = Starlette(routes=routes)
     running, _ = installed(app)
-    monkeypatch.setattr(direct, "_AT_MOST", 3)
+    monkeypatch.setattr(route_cache, "_AT_MOST", 3)
     async with running:
         for path in [*paths, "/any/a", "/any/b"] * 2:
             assert await answers(app, path=path) == (200, b"[1.0,2.0]")
@@ -446,6 +449,195 @@ async def test_a_function_that_takes_more_is_asked_fastapis_way(routed):
         for _ in range(3):
             assert await answers(app) == (200, b"[2.0,3.0]")
     assert len(routed) == 3
+
+
+class Guard:
+    """Lets those in who have a key."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        allowed = (b"x-key", b"1") in scope["headers"]
+        await (self.app if allowed else PlainTextResponse("no key", 403))(scope, receive, send)
+
+
+class Guarded(ORJSONRoute):
+    def handle(self, scope, receive, send):
+        return Guard(super().handle)(scope, receive, send)
+
+
+def own_kind():
+    app = FastAPI()
+    app.router.route_class = Guarded
+
+    @app.post("/it")
+    async def endpoint(x: Pair):
+        return x * 2
+
+    return app
+
+
+def kind_in_an_included_router():
+    app, router = FastAPI(), APIRouter(route_class=Guarded)
+
+    @router.post("/it")
+    async def endpoint(x: Pair):
+        return x * 2
+
+    app.include_router(router)
+    return app
+
+
+def in_place_of_handle(kind):
+    app = app_of(kind)
+    app.router.routes[-1].handle = Guard(app.router.routes[-1].handle)
+    return app
+
+
+def around_a_route_that_is_included_elsewhere(*, included):
+    app, inner = FastAPI(), APIRouter(route_class=ORJSONRoute)
+
+    @inner.post("/it")
+    async def endpoint(x: Pair):
+        return x * 2
+
+    router = APIRouter() if included else app.router
+    router.routes.append(Route("/it", Guard(inner), methods=["POST"]))
+    if included:
+        app.include_router(router)
+    app.include_router(inner, prefix="/elsewhere")
+    return app
+
+
+GUARDED = {
+    "a kind of route": own_kind,
+    "a kind of route in an included router": kind_in_an_included_router,
+    "handle of Starlette's": lambda: in_place_of_handle("starlette"),
+    "handle of ORJSONRoute's": lambda: in_place_of_handle("orjson"),
+    "an app in a route": lambda: around_a_route_that_is_included_elsewhere(included=False),
+    "an app in a route of an included router": lambda: around_a_route_that_is_included_elsewhere(
+        included=True
+    ),
+}
+
+
+@pytest.mark.parametrize("guard", GUARDED)
+async def test_who_guards_a_route_is_asked_each_time(guard):
+    app = GUARDED[guard]()
+    running, _ = installed(app)
+    async with running:
+        for _ in range(2):
+            assert await answers(app) == (403, b"no key")
+            for _ in range(2):
+                assert await answers(app, headers=[(b"x-key", b"1")]) == (200, b"[2.0,4.0]")
+
+
+@pytest.mark.parametrize("kind", ["starlette", "orjson"])
+async def test_what_later_stands_in_the_place_of_handle_is_called(kind):
+    app = app_of(kind)
+    running, _ = installed(app)
+    async with running:
+        assert await answers(app) == await answers(app) == (200, b"[2.0,4.0]")
+        app.router.routes[-1].handle = Guard(app.router.routes[-1].handle)
+        assert await answers(app) == (403, b"no key")
+
+
+@pytest.mark.parametrize("kind", ["starlette", "orjson"])
+async def test_methods_that_a_route_loses_are_refused(kind):
+    app = app_of(kind)
+    running, _ = installed(app)
+    async with running:
+        assert await answers(app) == await answers(app) == (200, b"[2.0,4.0]")
+        app.router.routes[-1].methods = {"PUT"}
+        assert (await answers(app))[0] == 405
+
+
+async def test_an_equal_route_takes_the_place_of_another():
+    app = app_of("starlette")
+    routes = app.router.routes
+    running, _ = installed(app)
+    async with running:
+        assert await answers(app) == await answers(app) == (200, b"[2.0,4.0]")
+        guarded = Route("/it", routes[-1].endpoint, methods=["POST"], middleware=[Middleware(Guard)])
+        assert guarded == routes[-1]
+        routes[-1] = guarded
+        assert await answers(app) == (403, b"no key")
+
+
+async def test_what_an_included_router_says_of_its_routes_later_holds():
+    app, router = FastAPI(), APIRouter(route_class=ORJSONRoute)
+
+    @router.post("/it")
+    async def endpoint(x: Pair):
+        return x * 2
+
+    async def refuse():
+        raise HTTPException(403, "no key")
+
+    app.include_router(router)
+    running, _ = installed(app)
+    async with running:
+        assert await answers(app) == await answers(app) == (200, b"[2.0,4.0]")
+        vars(router.routes[0])["dependencies"].append(Depends(refuse))
+        router.add_api_route("/more", another)  # which tells FastAPI that the router has changed
+        assert (await answers(app))[0] == 403
+
+
+async def test_what_takes_the_place_of_the_router_is_called():
+    app = app_of("fastapi")
+    running, _ = installed(app)
+    async with running:
+        assert await answers(app) == await answers(app) == (200, b"[2.0,4.0]")
+        exceptions = app.middleware_stack
+        while not isinstance(exceptions, ExceptionMiddleware):
+            exceptions = exceptions.app
+        exceptions.app = Guard(exceptions.app)
+        assert await answers(app) == (403, b"no key")
+
+
+async def test_an_endpoint_that_no_route_leads_to_answers_too():
+    async def function(x):
+        return x
+
+    endpoint = row.endpoint(function)
+    app, bare = Starlette(), Plugin()
+    app.router.default = endpoint
+    running, _ = installed(app)
+    async with running, bare.lifespan(Starlette()):
+        for _ in range(2):
+            assert await answers(app) == (200, b"[1.0,2.0]")
+            assert await answers(PerfMiddleware(endpoint, bare)) == (200, b"[1.0,2.0]")
+
+
+async def test_methods_that_clients_invent_are_not_kept():
+    async def function(x):
+        return x
+
+    app = Starlette(routes=[Route("/it", row.endpoint(function))])
+    running, _ = installed(app)
+    async with running:
+        for number in range(20):
+            assert await answers(app, method=f"M{number}") == (200, b"[1.0,2.0]")
+        perf = app.middleware_stack
+        while not isinstance(perf, PerfMiddleware):
+            perf = perf.app
+        assert await answers(app, method="PUT") == (200, b"[1.0,2.0]")
+        assert {path: set(methods) for path, methods in perf._cache.paths.items()} == {"/it": {"PUT"}}
+
+
+async def test_no_request_shares_a_dictionary_with_another():
+    app = app_of("orjson")
+    app.router.routes.insert(0, FastAPI().router.routes[0])
+    app.include_router(APIRouter(routes=[Route("/none", other)]))
+    app.router.routes.append(app.router.routes.pop(-2))
+    running, scopes = installed(app)
+    async with running:
+        for _ in range(3):
+            assert await answers(app) == (200, b"[2.0,4.0]")
+    dictionaries = [scope[key] for scope in scopes for key in ("fastapi", "path_params")]
+    assert dictionaries == [{}] * 6
+    assert len(set(map(id, dictionaries))) == 6
 
 
 @pytest.mark.parametrize("kind", ["starlette", "orjson"])

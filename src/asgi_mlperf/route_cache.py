@@ -1,0 +1,242 @@
+"""Which endpoint a method and a path lead to, kept so that later requests skip the app's router."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain, starmap, zip_longest
+from operator import attrgetter, is_
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from starlette._exception_handler import wrap_app_handling_exceptions  # as Starlette and FastAPI do
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.routing import Host, Match
+
+from asgi_mlperf.exchange import METHODS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+SCOPE_KEY = "asgi_mlperf"
+"""The scope's key for the cache that an endpoint may enter; None where there is none, or nothing to enter."""
+
+Resolve = Callable[[Any, "Scope"], "ASGIApp | None"]
+"""Gives what answers a request after the app's router took a route, if that needs nothing more of the app."""
+
+_ROUTED_BY = ("type", "path", "root_path", "method")
+_SET_BY_ROUTERS = {"router", "path_params", "fastapi"}
+_KEPT = ("router", "route", "endpoint", "starlette.exception_handlers")
+_AT_MOST = 1000
+_FRAMEWORKS = {"fastapi", "starlette"}
+_EXIT_STACK = "fastapi.middleware.asyncexitstack"
+_routes_of = attrgetter("routes")
+
+
+class _Cached(NamedTuple):
+    """What a request's scope held when it came to its endpoint, and how to come there again."""
+
+    snapshot: _Snapshot
+    root_path: str
+    kept: dict[str, Any]
+    fastapi: dict[str, Any] | None
+    route: Any
+    resolve: Resolve
+
+
+class RouteCache:
+    """Endpoints of one app by method and path, for requests that need not be routed again.
+
+    What Starlette and FastAPI find depends on method and path alone, as long as every route and everything
+    between the middleware and the routes is their own. So a first request takes the app's way; its
+    endpoint enters itself, and the next requests with that method and path are answered by it at once, with
+    the same keys in their scope. An outer router, FastAPI's telemetry, routes that were added, replaced or
+    removed, and monkeypatched methods of the frameworks mean the app's way; of what is changed inside a
+    route only its ``app``, ``methods`` and ``handle`` are noticed. Routes with path parameters, in mounts or
+    behind a ``Host`` are not cached.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Cache routes of ``app``, what the middleware calls."""
+        self.paths: dict[str, dict[str, _Cached]] = {}
+        self.is_open = type(app) is ExceptionMiddleware
+        self._app = app
+        self._snapshot: _Snapshot | None = None
+        self._refused: set[tuple[str, str]] = set()
+
+    def look_up(self, scope: Scope) -> ASGIApp | None:
+        """Return what answers a request, whose scope is then as the app's router would have left it."""
+        cached = self.paths.get(scope["path"], {}).get(scope["method"])
+        if (
+            cached is None
+            or not _SET_BY_ROUTERS.isdisjoint(scope)
+            or scope.get("root_path", "") != cached.root_path
+            or scope.get("fastapi.telemetry") is not None
+        ):
+            return None
+        if not cached.snapshot.is_current():
+            self._clear()
+            return None
+        app = cached.resolve(cached.route, scope)
+        if app is not None:
+            scope.update(cached.kept)
+            scope["path_params"] = {}
+            if cached.fastapi is not None:
+                scope["fastapi"] = cached.fastapi.copy()
+        return app
+
+    def enter(self, scope: Scope, resolve: Resolve) -> None:
+        """Take the endpoint to which ``scope`` came, if the app's router brought it there."""
+        if scope.get("path_params", True) or "app_root_path" in scope or scope["method"] not in METHODS:
+            return  # app_root_path: a mount took part
+        if self._snapshot is not None and not self._snapshot.is_current():
+            self._clear()
+        key = path, method = scope["path"], scope["method"]
+        if key in self._refused or len(self._refused) >= _AT_MOST:
+            return
+        cached = self._cached(scope, resolve)
+        if cached is None or len(self.paths) >= _AT_MOST:
+            self._refused.add(key)
+        else:
+            self.paths.setdefault(path, {})[method] = cached
+
+    def _cached(self, scope: Scope, resolve: Resolve) -> _Cached | None:
+        snapshot = self._snapshot = self._snapshot or _snapshot(self._app)
+        route = None if snapshot is None else snapshot.taken(scope)
+        if snapshot is None or route is None or resolve(route, scope) is None:
+            return None
+        kept = {key: scope[key] for key in _KEPT if key in scope}
+        fastapi = scope.get("fastapi")
+        fastapi = None if fastapi is None else dict(fastapi)
+        return _Cached(snapshot, scope.get("root_path", ""), kept, fastapi, route, resolve)
+
+    def _clear(self) -> None:
+        self._snapshot = None
+        self.paths = {}
+        self._refused = set()
+
+
+def answer_error(error: Exception, request: Request, send: Send, *, started: bool = False) -> Awaitable[None]:
+    """Let the handlers of the app answer to ``error``, or raise it again, as around an app that raised it.
+
+    ``started`` says that the response has. Not a coroutine: its frame would hold the error, whose traceback
+    would hold it.
+    """
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        nonlocal error
+        if started:
+            await send({"type": "http.response.start", "status": 500})
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame
+
+    around = wrap_app_handling_exceptions(app, request)
+    return around(request.scope, request.receive, _discard if started else send)
+
+
+async def _discard(_message: object) -> None:
+    """Send nothing."""
+
+
+class _Snapshot:
+    """The routes of an app, and what else decides how they are found."""
+
+    def __init__(self, router: Any) -> None:
+        """Note nothing yet of ``router``, the app's."""
+        self._router = router
+        self._routers: list[Any] = []
+        self._routes: list[Any] = []
+        self._owners: list[Any] = []
+        self._names: list[str] = []
+        self._values: list[Any] = []
+
+    def note(self, owner: Any, name: str) -> Any:
+        """Note the value of an attribute, and return it."""
+        value = getattr(owner, name, None)
+        if not any(
+            known is owner and name == other for known, other in zip(self._owners, self._names, strict=True)
+        ):
+            self._owners.append(owner)
+            self._names.append(name)
+            self._values.append(value)
+        return value
+
+    def note_routes(self, router: Any) -> bool:
+        """Note a router's routes; False if they were noted before."""
+        if any(router is known for known in self._routers):
+            return False
+        self._routers.append(router)
+        self._routes += router.routes
+        if hasattr(router, "_routes_version"):  # FastAPI's, where routers nest
+            self.note(router, "_routes_version")
+        return True
+
+    def taken(self, scope: Scope) -> Any:
+        """Return the route that the app's own router took for a request; None if it was another's."""
+        routers = scope.get("router"), getattr(scope.get("app"), "router", None)
+        if any(router is not self._router for router in routers):
+            return None
+        routed = {key: scope[key] for key in _ROUTED_BY if key in scope}
+        return next((route for route in self._router.routes if route.matches(routed)[0] is Match.FULL), None)
+
+    def is_current(self) -> bool:
+        """Tell whether all of it is still so."""
+        routes = chain.from_iterable(map(_routes_of, self._routers))
+        return all(starmap(is_, zip_longest(routes, self._routes))) and all(
+            map(is_, map(getattr, self._owners, self._names), self._values)
+        )
+
+
+def is_frameworks(function: Any) -> bool:
+    """Tell whether a function is Starlette's or FastAPI's own, with nothing of others around it."""
+    return (
+        type(function) is FunctionType  # and no proxy of one
+        and function.__module__.partition(".")[0] in _FRAMEWORKS
+        and not hasattr(function, "__wrapped__")
+    )
+
+
+def _snapshot(app: Any) -> _Snapshot | None:
+    """Note what routes requests between the middleware and the endpoints; None where others take part."""
+    inner = app.app
+    exit_stack = inner if type(inner).__module__ == _EXIT_STACK else None
+    router = inner if exit_stack is None else exit_stack.app
+    snapshot = _Snapshot(router)
+    snapshot.note(app, "app")
+    if exit_stack is not None:
+        snapshot.note(exit_stack, "app")
+    are_plain = all(_is_plain(each, "__call__", snapshot) for each in (app, inner, router))
+    if not are_plain or not _is_plain(router, "app", snapshot):
+        return None
+    is_alone = snapshot.note(router, "middleware_stack") == router.app
+    return snapshot if is_alone and _are_plain(router, snapshot) else None
+
+
+def _are_plain(router: Any, snapshot: _Snapshot) -> bool:
+    """Tell whether the routes of a router are found by method and path only, and note them."""
+    return not snapshot.note_routes(router) or all(_route_is_plain(each, snapshot) for each in router.routes)
+
+
+def _route_is_plain(route: Any, snapshot: _Snapshot) -> bool:
+    own_handle = snapshot.note(type(route), "handle")
+    if isinstance(route, Host) or type(own_handle) is not FunctionType:
+        return False
+    included = getattr(route, "original_router", None)  # of a router in a router, in newer FastAPIs
+    return _is_plain(route, "matches", snapshot) and (
+        included is None
+        or (
+            _is_plain(route, "handle", snapshot)
+            and _is_plain(included, "matches", snapshot)
+            and _is_plain(included, "handle", snapshot)
+            and _are_plain(included, snapshot)
+        )
+    )
+
+
+def _is_plain(thing: Any, name: str, snapshot: _Snapshot) -> bool:
+    """Tell whether a method of ``thing`` is Starlette's or FastAPI's own, and note it."""
+    return is_frameworks(snapshot.note(type(thing), name)) and name not in getattr(thing, "__dict__", ())
