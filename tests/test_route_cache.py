@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import Annotated, Any
 
 import numpy as np
@@ -100,7 +102,7 @@ async def gone(*_):
     return PlainTextResponse("no more", 404)
 
 
-HANDLERS: Any = {LookupError: own, KeyError: worse, 410: gone}
+HANDLERS: Any = {LookupError: own, KeyError: worse, RuntimeError: own, 410: gone}
 PATHS = {"starlette": "/it", "fastapi": "/it", "orjson": "/it", "included": "/v1/deep/it"}
 
 
@@ -290,12 +292,14 @@ async def test_what_is_put_around_a_route_is_called(kind):
     assert seen == ["/it"]
 
 
+@pytest.mark.parametrize("wraps", [functools.wraps, lambda _: lambda function: function])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("owner", [ExceptionMiddleware, Router, Route])
-async def test_what_others_put_in_the_place_of_a_method_is_called(owner, when, monkeypatch):
+async def test_what_others_put_in_the_place_of_a_method_is_called(owner, when, wraps, monkeypatch):
     name = "matches" if owner is Route else "__call__"
     own_method, seen = getattr(owner, name), []
 
+    @wraps(own_method)
     def watched(self, scope, *rest):
         seen.append(scope["path"])
         return own_method(self, scope, *rest)
@@ -312,14 +316,39 @@ async def test_what_others_put_in_the_place_of_a_method_is_called(owner, when, m
             assert seen == ["/it"] * times
 
 
+async def test_a_routes_own_matches_is_asked_each_time():
+    app, seen = app_of("starlette"), []
+    route = app.router.routes[-1]
+    own_matches = route.matches
+
+    def matches(scope):
+        seen.append(scope["path"])
+        return own_matches(scope)
+
+    route.matches = matches
+    running, _ = installed(app)
+    async with running:
+        for _ in range(3):
+            assert await answers(app) == (200, b"[2.0,4.0]")
+    assert len(seen) >= 3
+
+
 async def test_middleware_inside_sees_every_request():
-    app, plugin, scopes = app_of("starlette"), Plugin(), []
-    app.add_middleware(Notes, scopes=scopes)
+    app, plugin, seen = app_of("starlette"), Plugin(), []
+
+    def inside(app):
+        async def inner(scope, receive, send):
+            seen.append(scope[route_cache.SCOPE_KEY])
+            await app(scope, receive, send)
+
+        return inner
+
+    app.add_middleware(inside)
     plugin.install(app)
     async with plugin.lifespan(app):
         for _ in range(3):
             assert await answers(app) == (200, b"[2.0,4.0]")
-    assert len(scopes) == 3
+    assert seen == [None] * 3  # there is nothing that an endpoint could enter
 
 
 @pytest.mark.parametrize("asked_before", [0, 2])
@@ -372,18 +401,20 @@ async def test_overridden_dependencies_are_asked_from_then_on():
         assert await answers(app) == (200, b"[10.0,12.0]")
 
 
-async def test_an_app_that_fastapi_observes_goes_its_own_way(routed):
-    app = app_of("orjson")
+@pytest.mark.parametrize("kind", ["fastapi", "orjson"])
+async def test_an_app_that_fastapi_observes_goes_its_own_way(kind, routed):
+    app = app_of(kind)
     running, _ = installed(app)
     more: Any = {"fastapi.telemetry": object()}
     async with running:
         for _ in range(2):
             assert await answers(app, **more) == (200, b"[2.0,4.0]")
         await ask(app, "/it")
+        observed = len(routed)
         await ask(app, "/it")
-        assert len(routed) == 3
+        assert len(routed) == observed
         await ask(app, "/it", **more)
-    assert len(routed) == 4
+    assert len(routed) == observed + 1
 
 
 async def test_each_outer_path_has_a_way_of_its_own(routed):
@@ -392,8 +423,9 @@ async def test_each_outer_path_has_a_way_of_its_own(routed):
     async with running:
         for outer in ("/api", "/api", "", "", "/api"):
             assert await answers(app, path=outer + "/it", root_path=outer) == (200, b"[1.0,2.0]")
-    assert routed == ["/api/it", "/it"]
-    assert [scope["root_path"] for scope in scopes] == ["/api", "/api", "", "", "/api"]
+        assert routed == ["/api/it", "/it"]
+        assert (await answers(app, path="/api/it"))[0] == 404
+    assert [scope["root_path"] for scope in scopes] == ["/api", "/api", "", "", "/api", ""]
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
@@ -405,6 +437,18 @@ async def test_a_mounted_app_is_found_by_the_router_around_it(prefix, routed):
         for _ in range(3):
             assert await answers(outer, path=prefix + "/it") == (200, b"[2.0,4.0]")
     assert len(routed) == 6
+
+
+@pytest.mark.parametrize("outer", [Mount, Host])
+async def test_a_scope_names_the_router_that_saw_it_first(outer):
+    app = app_of("fastapi")
+    running, scopes = installed(app)
+    around = Starlette(routes=[outer("" if outer is Mount else "test", app)])
+    async with running:
+        for asked in (around, around, app, app, around):
+            assert await answers(asked) == (200, b"[2.0,4.0]")
+    routers = [around.router, around.router, app.router, app.router, around.router]
+    assert [scope["router"] for scope in scopes] == routers
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
@@ -489,6 +533,36 @@ def kind_in_an_included_router():
     return app
 
 
+class GuardedRoute(Route):
+    async def handle(self, scope, receive, send):
+        await Guard(super().handle)(scope, receive, send)
+
+
+def own_kind_of_starlettes():
+    async def function(x):
+        return x * 2
+
+    return Starlette(routes=[GuardedRoute("/it", row.endpoint(function), methods=["POST"])])
+
+
+async def test_a_mount_in_an_included_router_is_not_passed_by():
+    app, outer, inner, leaf = FastAPI(), APIRouter(), APIRouter(), APIRouter(route_class=ORJSONRoute)
+
+    @leaf.post("/it")
+    async def endpoint(x: Pair):
+        return x * 2
+
+    inner.include_router(leaf, prefix="/v1")
+    outer.routes.append(Mount("", Guard(inner)))
+    app.include_router(outer, prefix="/v1")
+    running, _ = installed(app)
+    async with running:
+        for _ in range(2):
+            assert await answers(app, "/v1/v1/it") == (403, b"no key")
+            assert await answers(app, "/v1/v1/it", headers=[(b"x-key", b"1")]) == (200, b"[2.0,4.0]")
+        assert await answers(app, "/v1/v1/it", root_path="/v1") == (403, b"no key")
+
+
 def in_place_of_handle(kind):
     app = app_of(kind)
     app.router.routes[-1].handle = Guard(app.router.routes[-1].handle)
@@ -512,6 +586,7 @@ def around_a_route_that_is_included_elsewhere(*, included):
 
 GUARDED = {
     "a kind of route": own_kind,
+    "a kind of Starlette's route": own_kind_of_starlettes,
     "a kind of route in an included router": kind_in_an_included_router,
     "handle of Starlette's": lambda: in_place_of_handle("starlette"),
     "handle of ORJSONRoute's": lambda: in_place_of_handle("orjson"),
@@ -580,7 +655,7 @@ async def test_what_an_included_router_says_of_its_routes_later_holds():
     async with running:
         assert await answers(app) == await answers(app) == (200, b"[2.0,4.0]")
         vars(router.routes[0])["dependencies"].append(Depends(refuse))
-        router.add_api_route("/more", another)  # which tells FastAPI that the router has changed
+        router._mark_routes_changed()
         assert (await answers(app))[0] == 403
 
 
@@ -610,6 +685,13 @@ async def test_an_endpoint_that_no_route_leads_to_answers_too():
             assert await answers(PerfMiddleware(endpoint, bare)) == (200, b"[1.0,2.0]")
 
 
+def cache_of(app):
+    perf = app.middleware_stack
+    while not isinstance(perf, PerfMiddleware):
+        perf = perf.app
+    return perf._cache
+
+
 async def test_methods_that_clients_invent_are_not_kept():
     async def function(x):
         return x
@@ -619,25 +701,87 @@ async def test_methods_that_clients_invent_are_not_kept():
     async with running:
         for number in range(20):
             assert await answers(app, method=f"M{number}") == (200, b"[1.0,2.0]")
-        perf = app.middleware_stack
-        while not isinstance(perf, PerfMiddleware):
-            perf = perf.app
         assert await answers(app, method="PUT") == (200, b"[1.0,2.0]")
-        assert {path: set(methods) for path, methods in perf._cache.paths.items()} == {"/it": {"PUT"}}
+        cache = cache_of(app)
+    assert {path: set(methods) for path, methods in cache.paths.items()} == {"/it": {"PUT"}}
 
 
 async def test_no_request_shares_a_dictionary_with_another():
-    app = app_of("orjson")
-    app.router.routes.insert(0, FastAPI().router.routes[0])
+    app, router = FastAPI(), APIRouter(route_class=ORJSONRoute)
+
+    @router.post("/it")
+    async def endpoint(x: Pair):
+        return x
+
     app.include_router(APIRouter(routes=[Route("/none", other)]))
-    app.router.routes.append(app.router.routes.pop(-2))
+    app.router.routes.append(router.routes[0])
     running, scopes = installed(app)
     async with running:
+        for number in range(4):
+            assert await answers(app) == (200, b"[1.0,2.0]")
+            assert [scopes[number][key] for key in ("fastapi", "path_params")] == [{}, {}]
+            scopes[number]["fastapi"]["left"] = scopes[number]["path_params"]["left"] = number
+
+
+async def test_what_no_longer_hinders_is_noticed(routed):
+    app = app_of("starlette")
+    own_route = app.router.routes[-1]
+    app.router.routes[-1] = GuardedRoute("/it", own_route.endpoint, methods=["POST"])
+    running, _ = installed(app)
+    async with running:
+        for _ in range(2):
+            await ask(app, "/it", headers=[(b"x-key", b"1")])
+        app.router.routes[-1] = own_route
         for _ in range(3):
+            await ask(app, "/it")
+    assert len(routed) == 3
+
+
+async def test_paths_without_end_are_not_kept(monkeypatch):
+    async def function(x):
+        return x
+
+    endpoint = row.endpoint(function)
+    app = Starlette(routes=[Route("/a", endpoint), Route("/b", endpoint)])
+    vars(app.router.routes[0])["path_regex"] = re.compile("^/[0-9]+$")
+    vars(app.router.routes[1])["path_regex"] = re.compile("^/[a-z]+$")
+    vars(app.router.routes[1])["app"] = Guard(endpoint)
+    running, _ = installed(app)
+    monkeypatch.setattr(route_cache, "_AT_MOST", 3)
+    async with running:
+        for letter in "abcde":
+            assert await answers(app, path=f"/{letter}", headers=[(b"x-key", b"1")]) == (200, b"[1.0,2.0]")
+        for number in range(5):
+            assert await answers(app, path=f"/{number}") == (200, b"[1.0,2.0]")
+        cache = cache_of(app)
+    assert (len(cache.paths), len(cache._refused)) == (0, 3)
+
+
+class Proxied:
+    """Stands for a method, and gives a new object each time it is looked at."""
+
+    def __init__(self, method):
+        self.method = method
+
+    def __get__(self, instance, owner=None):
+        return functools.partial(self.method, instance)
+
+
+async def test_routes_are_not_read_anew_for_each_request(monkeypatch):
+    read, own_snapshot = [], route_cache._snapshot
+
+    def counted(app):
+        read.append(app)
+        return own_snapshot(app)
+
+    monkeypatch.setattr(route_cache, "_snapshot", counted)
+    monkeypatch.setattr(Mount, "handle", Proxied(Mount.handle))
+    app = app_of("starlette")
+    running, _ = installed(app)
+    async with running:
+        for _ in range(4):
             assert await answers(app) == (200, b"[2.0,4.0]")
-    dictionaries = [scope[key] for scope in scopes for key in ("fastapi", "path_params")]
-    assert dictionaries == [{}] * 6
-    assert len(set(map(id, dictionaries))) == 6
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize("kind", ["starlette", "orjson"])

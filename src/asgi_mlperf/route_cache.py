@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain, starmap, zip_longest
-from operator import attrgetter, is_
+from operator import is_
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette._exception_handler import wrap_app_handling_exceptions  # as Starlette and FastAPI do
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.routing import Host, Match
+from starlette.routing import Host, Match, Router
 
 from asgi_mlperf.exchange import METHODS
 
@@ -32,7 +31,6 @@ _KEPT = ("router", "route", "endpoint", "starlette.exception_handlers")
 _AT_MOST = 1000
 _FRAMEWORKS = {"fastapi", "starlette"}
 _EXIT_STACK = "fastapi.middleware.asyncexitstack"
-_routes_of = attrgetter("routes")
 
 
 class _Cached(NamedTuple):
@@ -146,10 +144,9 @@ class _Snapshot:
     """The routes of an app, and what else decides how they are found."""
 
     def __init__(self, router: Any) -> None:
-        """Note nothing yet of ``router``, the app's."""
+        """Note the routes of ``router``, the app's."""
         self._router = router
-        self._routers: list[Any] = []
-        self._routes: list[Any] = []
+        self._routes: list[Any] = list(router.routes)
         self._owners: list[Any] = []
         self._names: list[str] = []
         self._values: list[Any] = []
@@ -165,16 +162,6 @@ class _Snapshot:
             self._values.append(value)
         return value
 
-    def note_routes(self, router: Any) -> bool:
-        """Note a router's routes; False if they were noted before."""
-        if any(router is known for known in self._routers):
-            return False
-        self._routers.append(router)
-        self._routes += router.routes
-        if hasattr(router, "_routes_version"):  # FastAPI's, where routers nest
-            self.note(router, "_routes_version")
-        return True
-
     def taken(self, scope: Scope) -> Any:
         """Return the route that the app's own router took for a request; None if it was another's."""
         routers = scope.get("router"), getattr(scope.get("app"), "router", None)
@@ -185,9 +172,11 @@ class _Snapshot:
 
     def is_current(self) -> bool:
         """Tell whether all of it is still so."""
-        routes = chain.from_iterable(map(_routes_of, self._routers))
-        return all(starmap(is_, zip_longest(routes, self._routes))) and all(
-            map(is_, map(getattr, self._owners, self._names), self._values)
+        routes, noted = self._router.routes, self._routes
+        return (
+            len(routes) == len(noted)
+            and all(map(is_, routes, noted))  # one that is equal may still answer otherwise
+            and all(map(is_, map(getattr, self._owners, self._names), self._values))
         )
 
 
@@ -205,38 +194,41 @@ def _snapshot(app: Any) -> _Snapshot | None:
     inner = app.app
     exit_stack = inner if type(inner).__module__ == _EXIT_STACK else None
     router = inner if exit_stack is None else exit_stack.app
+    if not isinstance(router, Router):
+        return None
     snapshot = _Snapshot(router)
     snapshot.note(app, "app")
     if exit_stack is not None:
         snapshot.note(exit_stack, "app")
-    are_plain = all(_is_plain(each, "__call__", snapshot) for each in (app, inner, router))
-    if not are_plain or not _is_plain(router, "app", snapshot):
-        return None
+    are_own = all(_is_own(each, "__call__", snapshot) for each in (app, inner, router))
     is_alone = snapshot.note(router, "middleware_stack") == router.app
-    return snapshot if is_alone and _are_plain(router, snapshot) else None
+    are_plain = are_own and is_alone and _is_own(router, "app", snapshot) and _are_plain(router, snapshot)
+    return snapshot if are_plain else None
 
 
 def _are_plain(router: Any, snapshot: _Snapshot) -> bool:
-    """Tell whether the routes of a router are found by method and path only, and note them."""
-    return not snapshot.note_routes(router) or all(_route_is_plain(each, snapshot) for each in router.routes)
+    """Tell whether the routes of a router are found by method and path only, and note how."""
+    return all(_is_plain(route, snapshot) for route in router.routes)
 
 
-def _route_is_plain(route: Any, snapshot: _Snapshot) -> bool:
-    own_handle = snapshot.note(type(route), "handle")
-    if isinstance(route, Host) or type(own_handle) is not FunctionType:
+def _is_plain(route: Any, snapshot: _Snapshot) -> bool:
+    its_handle = snapshot.note(type(route), "handle")
+    if (
+        isinstance(route, Host)
+        or type(its_handle) is not FunctionType
+        or not _is_own(route, "matches", snapshot)
+    ):
         return False
-    included = getattr(route, "original_router", None)  # of a router in a router, in newer FastAPIs
-    return _is_plain(route, "matches", snapshot) and (
-        included is None
-        or (
-            _is_plain(route, "handle", snapshot)
-            and _is_plain(included, "matches", snapshot)
-            and _is_plain(included, "handle", snapshot)
-            and _are_plain(included, snapshot)
-        )
-    )
+    included = getattr(route, "original_router", None)  # FastAPI's, where one router is in another
+    if included is None:
+        return True
+    methods = (route, "handle"), (included, "matches"), (included, "handle")
+    if not all(_is_own(thing, name, snapshot) for thing, name in methods):
+        return False
+    # Of the routes of such a router FastAPI notices no more than this.
+    return snapshot.note(included, "_routes_version") is not None and _are_plain(included, snapshot)
 
 
-def _is_plain(thing: Any, name: str, snapshot: _Snapshot) -> bool:
+def _is_own(thing: Any, name: str, snapshot: _Snapshot) -> bool:
     """Tell whether a method of ``thing`` is Starlette's or FastAPI's own, and note it."""
     return is_frameworks(snapshot.note(type(thing), name)) and name not in getattr(thing, "__dict__", ())
