@@ -27,6 +27,13 @@ from asgi_mlperf.wire.routes import ORJSONRoute, parsed
 
 pytestmark = pytest.mark.usefixtures("collector_as_found")
 
+
+@pytest.fixture
+def anyio_backend():
+    """One event loop: nothing here is about loops."""
+    return "asyncio"
+
+
 row = ArrayBody(np.float32, "2")
 Pair = Annotated[NDArray[np.float32], parsed(row)]
 RIGHT, WRONG = b"[1, 2]", b"[1]"
