@@ -103,7 +103,7 @@ class ORJSONRoute(APIRoute):
     def _resolve(self, source: Any, first: Any, scope: Scope) -> ASGIApp | None:
         """Return the short way, if the app's router took ``first``, this route or a router with it."""
         leads_here = first is self if source is self else hasattr(first, "original_router")
-        is_own = type(self).handle is _HANDLE and "handle" not in vars(self)
+        is_own = type(self).handle is _HANDLE and "handle" not in vars(self) and "handle" not in vars(first)
         return self._short(source, scope) if leads_here and is_own else None
 
     def _source(self, scope: Scope) -> Any:
