@@ -14,6 +14,7 @@ from threading import get_ident
 from traceback import format_exc
 from typing import TYPE_CHECKING
 
+from asgi_mlperf.frames import current_frames
 from asgi_mlperf.host import next_steps, thread_states
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def early_threads() -> dict[int, str]:
     name is empty. The main thread and the calling one are capped otherwise; the servers' own run no models.
     """
     ours = vars(builtins)  # each interpreter of a process has its own
-    everyones = sys._current_frames()  # noqa: SLF001 - documented in the standard library
+    everyones = current_frames()
     frames = {thread: frame for thread, frame in everyones.items() if frame.f_builtins is ours}
     names = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident is not None}
     told = {threading.main_thread().ident, get_ident()}

@@ -14,6 +14,8 @@ from itertools import dropwhile
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any
 
+from asgi_mlperf.frames import current_frames
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from types import CodeType, FrameType
@@ -79,7 +81,9 @@ class _Steps:
         monitoring.register_callback(self._tool, monitoring.events.INSTRUCTION, self._step)
         with self._lock:
             for _ in range(_MOST_LOOKS):  # a thread that went on meanwhile may have passed by unseen
-                frames = {thread: frame for thread, frame in _frames().items() if thread in self._awaited}
+                frames = {
+                    thread: frame for thread, frame in current_frames().items() if thread in self._awaited
+                }
                 found = {thread: _next_steps(frame) for thread, frame in frames.items()}
                 codes = {id(code): code for places in found.values() for code, _ in places}
                 if codes.keys() <= self._watched.keys():
@@ -115,7 +119,7 @@ class _Steps:
     def _narrow(self) -> None:
         """Watch no more than is needed for those that are still awaited and alive."""
         if self._awaited:
-            self._awaited &= _frames().keys()
+            self._awaited &= current_frames().keys()
         kept: dict[int, set[int]] = {}
         for thread in tuple(self._awaited):
             for code, offsets in self._places.get(thread, {}).items():
@@ -128,10 +132,6 @@ class _Steps:
             with suppress(Exception):  # as above; without events nothing is called
                 self._monitoring.register_callback(tool, self._monitoring.events.INSTRUCTION, None)
             self._monitoring.free_tool_id(tool)
-
-
-def _frames() -> dict[int, FrameType]:
-    return sys._current_frames()  # noqa: SLF001 - documented in the standard library
 
 
 def _may_be_missed(frame: FrameType | None) -> bool:

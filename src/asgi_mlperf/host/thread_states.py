@@ -9,7 +9,6 @@ never over another.
 from __future__ import annotations
 
 import ctypes
-import gc
 import sys
 from collections import deque
 from contextlib import contextmanager, suppress
@@ -18,6 +17,8 @@ from itertools import accumulate, chain, compress, repeat, takewhile, tee
 from operator import attrgetter
 from threading import get_ident, get_native_id
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from asgi_mlperf.frames import collector_off, current_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -92,7 +93,7 @@ class _Hook:
         """Have ``call`` run in a thread, if it lives and has no trace function."""
         if not self._api.has(thread, None):
             return False
-        frame = _frames().get(thread)
+        frame = current_frames().get(thread)
         if frame is not None:
             frame.f_trace_opcodes = True  # else what follows on the same line would go unseen
         self._awaited[thread] = call
@@ -108,22 +109,18 @@ class _Hook:
         if self._awaited.pop(thread, None) is not None:
             with suppress(Exception):  # as above; then it takes itself out
                 self._api.exchange(thread, self._address, None)
-                _unmark(_frames().get(thread))
+                _unmark(current_frames().get(thread))
 
     def _step(self, *_: Any) -> int:
         try:
             self._api.unset_own()
             thread = get_ident()
             if call := self._awaited.pop(thread, None):
-                _unmark(_frames()[thread])
+                _unmark(current_frames()[thread])
                 call()
         except BaseException:  # noqa: BLE001, S110 - whatever is thrown into this thread, the app's code cannot take it
             pass
         return 0
-
-
-def _frames() -> dict[int, FrameType]:
-    return sys._current_frames()  # noqa: SLF001 - documented in the standard library
 
 
 def _unmark(frame: FrameType | None) -> None:
@@ -167,7 +164,7 @@ class _Api:
         """Tell whether a thread lives and its trace function is this one; False where others audit."""
         if not _is_unaudited():
             return False
-        with _collector_off():
+        with collector_off():
             return next(self._state(thread, function), None) is not None
 
     def exchange(self, thread: int, old: int | None, new: int | None) -> bool:
@@ -179,7 +176,7 @@ class _Api:
         """
         if not _is_unaudited():
             return False
-        with _collector_off():
+        with collector_off():
             states = self._state(thread, old)
             return next(map(self._set_trace, states, repeat(new), repeat(None)), None) is not None
 
@@ -203,14 +200,3 @@ def _is_unaudited() -> bool:
     except TypeError:
         return False
     return True
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections import Counter
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from asgi_mlperf.exceptions import Overloaded
+from asgi_mlperf.frames import current_frames
 from asgi_mlperf.inference.deadlines import clock
 from asgi_mlperf.inference.gate import Gate, PoolSettings, level_of
 from asgi_mlperf.inference.waiting import name_of
@@ -182,7 +182,7 @@ class Pool(Gate[Work]):
 
 def where(thread: int | None) -> str:
     """Say where in its call a thread is: the innermost frames, each with the one that called it after it."""
-    frame = sys._current_frames().get(thread) if thread else None  # noqa: SLF001 - public in all but its name
+    frame = current_frames().get(thread) if thread else None
     places: list[str] = []
     while frame is not None and len(places) < _FRAMES and frame.f_globals.get("__package__") != __package__:
         places.append(f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}")
