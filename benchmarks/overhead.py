@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from common import http_scope
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator, metrics
@@ -93,20 +94,7 @@ SEVERAL = {"bare route": stock, "asgi-mlperf, metrics of several processes": wit
 
 
 def request_of(app: FastAPI) -> Request:
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "http",
-        "path": "/items/1",
-        "raw_path": b"/items/1",
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"host", b"test"), (b"accept", b"*/*")],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 80),
-    }
+    scope = http_scope("GET", "/items/1", (b"accept", b"*/*"))
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import orjson
+from common import http_scope
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from numpy.typing import NDArray
@@ -30,19 +31,6 @@ from asgi_mlperf.wire.routes import ORJSONRoute, parsed
 
 PER_ROUTER = 10
 BODY = b"[1.0,2.0,3.0,4.0]"
-SCOPE = {
-    "type": "http",
-    "asgi": {"version": "3.0", "spec_version": "2.4"},
-    "http_version": "1.1",
-    "method": "POST",
-    "scheme": "http",
-    "raw_path": b"",
-    "query_string": b"",
-    "root_path": "",
-    "headers": [(b"host", b"test"), (b"content-type", b"application/json")],
-    "client": ("127.0.0.1", 1),
-    "server": ("127.0.0.1", 80),
-}
 
 
 async def by_hand(request: Request) -> Response:
@@ -102,9 +90,10 @@ async def time_one(app: FastAPI, path: str, count: int) -> float:
     async def send(message: Any) -> None:
         sent.append(message)
 
+    scope = http_scope("POST", path, (b"content-type", b"application/json"))
     started = time.perf_counter()
     for _ in range(count):
-        await app({**SCOPE, "path": path}, receive, send)
+        await app(dict(scope), receive, send)
     took = time.perf_counter() - started
     if {message["body"] for message in sent if "body" in message} != {b"[2.0,4.0,6.0,8.0]"}:
         raise RuntimeError(f"the app answered {sent[:2]}")

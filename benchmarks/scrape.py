@@ -13,24 +13,11 @@ import statistics
 import time
 from typing import Any
 
+from common import http_scope
 from prometheus_client import REGISTRY, Gauge
 from starlette.applications import Starlette
 
 from asgi_mlperf import Plugin, Settings
-
-SCOPE = {
-    "type": "http",
-    "asgi": {"version": "3.0", "spec_version": "2.4"},
-    "http_version": "1.1",
-    "method": "GET",
-    "scheme": "http",
-    "path": "/metrics",
-    "raw_path": b"/metrics",
-    "query_string": b"",
-    "root_path": "",
-    "client": ("127.0.0.1", 1),
-    "server": ("127.0.0.1", 80),
-}
 
 
 async def scraped(app: Starlette, accept_encoding: bytes) -> tuple[float, int]:
@@ -44,9 +31,9 @@ async def scraped(app: Starlette, accept_encoding: bytes) -> tuple[float, int]:
         nonlocal size
         size += len(message.get("body", b""))
 
-    headers = [(b"accept-encoding", accept_encoding)]
+    scope = http_scope("GET", "/metrics", (b"accept-encoding", accept_encoding))
     began = time.perf_counter()
-    await app({**SCOPE, "headers": headers}, receive, send)
+    await app(scope, receive, send)
     return (time.perf_counter() - began) * 1e3, size
 
 

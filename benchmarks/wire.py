@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import orjson
 import torch
+from common import http_scope
 from fastapi import FastAPI, Request, Response
 from safetensors.numpy import save
 from wire_blocks import blocks, incoming, outgoing
@@ -55,25 +56,13 @@ def call(app: FastAPI, path: str, *, accept: str = "*/*", kind: str = "") -> Cal
     """One request, its body in chunks of 64 kB as servers hand them over."""
     body = body_of(kind) if kind else b""
     chunks = [body[at : at + 65_536] for at in range(0, len(body), 65_536)] or [b""]
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": [
-            (b"host", b"test"),
-            (b"accept", accept.encode()),
-            (b"content-type", kind.encode() or b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-        ],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 80),
-    }
+    scope = http_scope(
+        "POST",
+        path,
+        (b"accept", accept.encode()),
+        (b"content-type", kind.encode() or b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    )
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.start" and message["status"] != 200:

@@ -666,14 +666,19 @@ async def test_what_an_included_router_says_of_its_routes_later_holds():
         assert (await answers(app))[0] == 403
 
 
+def middleware_of(app, kind):
+    found = app.middleware_stack
+    while not isinstance(found, kind):
+        found = found.app
+    return found
+
+
 async def test_what_takes_the_place_of_the_router_is_called():
     app = app_of("fastapi")
     running, _ = installed(app)
     async with running:
         assert await answers(app) == await answers(app) == (200, b"[2.0,4.0]")
-        exceptions = app.middleware_stack
-        while not isinstance(exceptions, ExceptionMiddleware):
-            exceptions = exceptions.app
+        exceptions = middleware_of(app, ExceptionMiddleware)
         exceptions.app = Guard(exceptions.app)
         assert await answers(app) == (403, b"no key")
 
@@ -692,13 +697,6 @@ async def test_an_endpoint_that_no_route_leads_to_answers_too():
             assert await answers(PerfMiddleware(endpoint, bare)) == (200, b"[1.0,2.0]")
 
 
-def cache_of(app):
-    perf = app.middleware_stack
-    while not isinstance(perf, PerfMiddleware):
-        perf = perf.app
-    return perf._cache
-
-
 async def test_methods_that_clients_invent_are_not_kept():
     async def function(x):
         return x
@@ -709,7 +707,7 @@ async def test_methods_that_clients_invent_are_not_kept():
         for number in range(20):
             assert await answers(app, method=f"M{number}") == (200, b"[1.0,2.0]")
         assert await answers(app, method="PUT") == (200, b"[1.0,2.0]")
-        cache = cache_of(app)
+        cache = middleware_of(app, PerfMiddleware)._cache
     assert {path: set(methods) for path, methods in cache.paths.items()} == {"/it": {"PUT"}}
 
 
@@ -760,7 +758,7 @@ async def test_paths_without_end_are_not_kept(monkeypatch):
             assert await answers(app, path=f"/{letter}", headers=[(b"x-key", b"1")]) == (200, b"[1.0,2.0]")
         for number in range(5):
             assert await answers(app, path=f"/{number}") == (200, b"[1.0,2.0]")
-        cache = cache_of(app)
+        cache = middleware_of(app, PerfMiddleware)._cache
     assert (len(cache.paths), len(cache._refused)) == (0, 3)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fastapi import Request, routing
 from starlette.routing import Route
 
-from asgi_mlperf.route_cache import answer_error
+from asgi_mlperf.route_cache import answer_error, is_frameworks
 from asgi_mlperf.wire.answering import send_answer
 
 if TYPE_CHECKING:
@@ -177,8 +176,7 @@ def _nobody(_request: Request) -> Response:
 
 def _own(method: Any, *modules: str) -> Any:
     """``method``, unless somebody else's is in its place."""
-    is_own = isinstance(method, FunctionType) and method.__module__ in modules
-    return method if is_own and not hasattr(method, "__wrapped__") else None
+    return method if is_frameworks(method) and method.__module__ in modules else None
 
 
 def _fastapis_app() -> tuple[Any, int]:
