@@ -70,7 +70,8 @@ class Exchange:
     and ``ended_at`` are seconds on the runtime's clock, 0 until they are known; ``received_bytes`` are those
     of the request's body that the app has taken, ``sent_bytes`` those of the response's body. ``encodings``
     are formats and seconds that the response took to encode, set in any thread. ``notes`` is None for a
-    request of which there is nothing more to say.
+    request of which there is nothing more to say. ``way`` is the same for all requests that come to one
+    endpoint with one method past the app's router; None behind that.
     """
 
     __slots__ = (
@@ -91,11 +92,15 @@ class Exchange:
         "started_at",
         "status",
         "streamed_at",
+        "way",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, serving: Served) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, serving: Served, way: object = None
+    ) -> None:
         """Begin now, as one more request in flight."""
         self.scope = scope
+        self.way = way
         self.root_path: str = scope.get("root_path", "")
         self.status = self.received_bytes = self.sent_bytes = self._reading = 0
         self.streamed_at = self.ended_at = 0.0

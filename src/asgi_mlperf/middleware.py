@@ -59,19 +59,19 @@ class PerfMiddleware:
                 await endpoint(scope, receive, send)
                 return
         cache = self._cache
-        cached = cache.look_up(scope) if scope["path"] in cache.paths else None
+        way = cache.look_up(scope) if scope["path"] in cache.paths else None
         # Not the exchange itself: a reference back would make every request a cycle.
-        scope[SCOPE_KEY] = cache if cached is None and cache.is_open else None
-        exchange = Exchange(scope, receive, send, serving)
+        scope[SCOPE_KEY] = cache if way is None and cache.is_open else None
+        exchange = Exchange(scope, receive, send, serving, way)
         token = current_exchange.set(exchange)
         try:
             for opener in serving.openers:
                 opener()
-            if cached is None:
+            if way is None:
                 await self.app(scope, exchange.receive, exchange.send)
             else:
                 try:
-                    await cached(scope, exchange.receive, exchange.send)
+                    await way.app(scope, exchange.receive, exchange.send)
                 except Exception as error:  # noqa: BLE001 - raised again where the app's handlers take it
                     request = Request(scope, exchange.receive, exchange.send)
                     await answer_error(error, request, exchange.send, started=exchange.has_started)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import is_
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from starlette._exception_handler import wrap_app_handling_exceptions  # as Starlette and FastAPI do
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -22,26 +22,32 @@ if TYPE_CHECKING:
 SCOPE_KEY = "asgi_mlperf"
 """The scope's key for the cache that an endpoint may enter; None where there is none, or nothing to enter."""
 
-Resolve = Callable[[Any, "Scope"], "ASGIApp | None"]
-"""Gives what answers a request after the app's router took a route, if that needs nothing more of the app."""
+Holds = Callable[[Any, "Scope"], bool]
+"""Tells whether what answered one request still answers the next, after the app's router took a route."""
 
 _ROUTED_BY = ("type", "path", "root_path", "method")
-_SET_BY_ROUTERS = {"router", "path_params", "fastapi"}
+_SET_BY_ROUTERS = frozenset({"router", "path_params", "fastapi"})
 _KEPT = ("router", "route", "endpoint", "starlette.exception_handlers")
 _AT_MOST = 1000
 _FRAMEWORKS = {"fastapi", "starlette"}
 _EXIT_STACK = "fastapi.middleware.asyncexitstack"
 
 
-class _Cached(NamedTuple):
-    """What a request's scope held when it came to its endpoint, and how to come there again."""
+class Way:
+    """How requests of one method and path come to ``app``, their endpoint, and what the scope holds there."""
 
-    snapshot: _Snapshot
-    root_path: str
-    kept: dict[str, Any]
-    fastapi: dict[str, Any] | None
-    route: Any
-    resolve: Resolve
+    __slots__ = ("app", "fastapi", "holds", "kept", "root_path", "route", "snapshot")
+
+    def __init__(self, scope: Scope, app: ASGIApp, holds: Holds, route: Any, snapshot: _Snapshot) -> None:
+        """Remember ``scope`` as it is now."""
+        self.app = app
+        self.holds = holds
+        self.route = route
+        self.snapshot = snapshot
+        self.root_path: str = scope.get("root_path", "")
+        self.kept = {key: scope[key] for key in _KEPT if key in scope}
+        fastapi = scope.get("fastapi")
+        self.fastapi: dict[str, Any] | None = None if fastapi is None else dict(fastapi)
 
 
 class RouteCache:
@@ -58,35 +64,38 @@ class RouteCache:
 
     def __init__(self, app: ASGIApp) -> None:
         """Cache routes of ``app``, what the middleware calls."""
-        self.paths: dict[str, dict[str, _Cached]] = {}
+        self.paths: dict[str, dict[str, Way]] = {}
         self.is_open = type(app) is ExceptionMiddleware
         self._app = app
         self._snapshot: _Snapshot | None = None
         self._refused: set[tuple[str, str]] = set()
 
-    def look_up(self, scope: Scope) -> ASGIApp | None:
-        """Return what answers a request, whose scope is then as the app's router would have left it."""
-        cached = self.paths.get(scope["path"], {}).get(scope["method"])
+    def look_up(self, scope: Scope) -> Way | None:
+        """Return the way of a request, whose scope is then as the app's router would have left it."""
+        way = self.paths[scope["path"]].get(scope["method"])
         if (
-            cached is None
-            or not _SET_BY_ROUTERS.isdisjoint(scope)
-            or scope.get("root_path", "") != cached.root_path
+            way is None
+            or not scope.keys().isdisjoint(_SET_BY_ROUTERS)
+            or scope.get("root_path", "") != way.root_path
             or scope.get("fastapi.telemetry") is not None
         ):
             return None
-        if not cached.snapshot.is_current():
+        if not way.snapshot.is_current():
             self._clear()
             return None
-        app = cached.resolve(cached.route, scope)
-        if app is not None:
-            scope.update(cached.kept)
-            scope["path_params"] = {}
-            if cached.fastapi is not None:
-                scope["fastapi"] = cached.fastapi.copy()
-        return app
+        if not way.holds(way.route, scope):
+            return None
+        scope.update(way.kept)
+        scope["path_params"] = {}
+        if way.fastapi is not None:
+            scope["fastapi"] = way.fastapi.copy()
+        return way
 
-    def enter(self, scope: Scope, resolve: Resolve) -> None:
-        """Take the endpoint to which ``scope`` came, if the app's router brought it there."""
+    def enter(self, scope: Scope, app: ASGIApp, holds: Holds, *others: tuple[Any, str]) -> None:
+        """Take the endpoint ``app`` to which ``scope`` came, if the app's router brought it there.
+
+        Requests come there as long as ``holds``, and the attributes ``others``, do.
+        """
         if scope.get("path_params", True) or "app_root_path" in scope or scope["method"] not in METHODS:
             return  # app_root_path: a mount took part
         if self._snapshot is not None and not self._snapshot.is_current():
@@ -94,21 +103,14 @@ class RouteCache:
         key = path, method = scope["path"], scope["method"]
         if key in self._refused or len(self._refused) >= _AT_MOST:
             return
-        cached = self._cached(scope, resolve)
-        if cached is None or len(self.paths) >= _AT_MOST:
-            self._refused.add(key)
-        else:
-            self.paths.setdefault(path, {})[method] = cached
-
-    def _cached(self, scope: Scope, resolve: Resolve) -> _Cached | None:
         snapshot = self._snapshot = self._snapshot or _snapshot(self._app)
         route = None if snapshot is None else snapshot.taken(scope)
-        if snapshot is None or route is None or resolve(route, scope) is None:
-            return None
-        kept = {key: scope[key] for key in _KEPT if key in scope}
-        fastapi = scope.get("fastapi")
-        fastapi = None if fastapi is None else dict(fastapi)
-        return _Cached(snapshot, scope.get("root_path", ""), kept, fastapi, route, resolve)
+        if snapshot is None or route is None or not holds(route, scope) or len(self.paths) >= _AT_MOST:
+            self._refused.add(key)
+            return
+        for owner, name in others:
+            snapshot.note(owner, name)
+        self.paths.setdefault(path, {})[method] = Way(scope, app, holds, route, snapshot)
 
     def _clear(self) -> None:
         self._snapshot = None

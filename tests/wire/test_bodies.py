@@ -272,7 +272,7 @@ def test_simdjson_leaves_everything_else_to_orjson(text):
 
 
 @pytest.mark.parametrize("text", [
-    "[1, 2]", "[1.5e1]", "[]", " [1]", "[18446744073709551616]", "[1" + ",1" * 2000 + "]",
+    "[1, 2]", "[1.5e1]", "[]", "[ 1] ", "[18446744073709551616]", "[1" + ",1" * 2000 + "]",
 ])  # fmt: skip
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_a_short_list_of_numbers_is_read_at_once(text, dtype):
@@ -293,7 +293,7 @@ def test_rows_of_any_width_are_read(dtype):
 
 
 @pytest.mark.parametrize("text", [
-    "", "1", "[[1]]", "[null]", "[true]", "[1,false]", '["1"]', "{}", "[1,]", "[1e39]", "[NaN]",
+    "", "1", " [1]", "[[1]]", "[null]", "[true]", "[1,false]", '["1"]', "{}", "[1,]", "[1e39]", "[NaN]",
     "[1" + ",1" * 2048 + "]",
 ])  # fmt: skip
 def test_what_is_no_short_list_of_numbers_is_left_to_other_readers(text):

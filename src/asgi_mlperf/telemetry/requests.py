@@ -16,13 +16,16 @@ from asgi_mlperf.telemetry.websockets import Websockets
 from asgi_mlperf.telemetry.workers import several_processes
 
 if TYPE_CHECKING:
-    from asgi_mlperf.hooks import Closer, Exchange, Opener, Traffic
+    from starlette.types import Scope
+
+    from asgi_mlperf.hooks import Closer, Exchange, Observer, Opener, Traffic
     from asgi_mlperf.telemetry.cells import Cell
     from asgi_mlperf.telemetry.instruments import Instruments
     from asgi_mlperf.telemetry.settings import MetricsSettings
 
 ENCODE_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 Observe = Callable[[float, int, int], None]
+_AT_MOST = 10_000
 OTHER = "_OTHER"
 """The label of methods outside the known set, as in OpenTelemetry."""
 
@@ -38,6 +41,34 @@ class _Excluded:
 _EXCLUDED = _Excluded()
 
 
+class _ByFormat(dict[str, "Callable[[float], None]"]):
+    """Takes the seconds that a format took."""
+
+    def __init__(self, labels: Callable[[str], Observer]) -> None:
+        super().__init__()
+        self._labels = labels
+
+    def __missing__(self, format_: str) -> Callable[[float], None]:
+        observe = self[format_] = self._labels(format_).observe
+        return observe
+
+
+def _of_way(scope: Scope) -> tuple[Any, Any, Any]:
+    """What the app's router and FastAPI's found for a request."""
+    included = scope.get("fastapi")
+    context = None if included is None else included.get("effective_route_context")
+    return scope.get("route"), scope.get("endpoint"), context
+
+
+def _way(exchange: Exchange) -> tuple[object, ...] | None:
+    """What is the same for all requests of one method that the same route answers; None where none does."""
+    scope = exchange.scope
+    if scope.get("root_path", "") != exchange.root_path or scope["method"] not in METHODS:
+        return None  # a mount took part, of which the leaf knows nothing
+    route, endpoint, context = _of_way(scope)
+    return None if route is None else (id(route), id(endpoint), id(context), scope["method"])
+
+
 class RequestSeries:
     """Counts each request once, when it ends.
 
@@ -50,7 +81,7 @@ class RequestSeries:
     ) -> None:
         """Create the series; ``app`` is where route templates come from."""
         # With what they stand for, so that no id is used again.
-        self._taken: dict[tuple[int, int, int, str, int], tuple[Observe, Any]] = {}
+        self._taken: dict[tuple[object, int], tuple[Observe, Any]] = {}
         self._cells: dict[tuple[str, str, int], Cell] = {}
         self._templates = RouteTemplates(app)
         self.route_of = self._templates.route_of
@@ -68,12 +99,13 @@ class RequestSeries:
             ("http_route",),
             settings.request_buckets,
         )
-        self._encode = instruments.histogram(
+        encode = instruments.histogram(
             "asgi_mlperf_encode_seconds",
             "Time to encode a response of the package's own response classes.",
             ("format",),
             ENCODE_BOUNDS,
         )
+        self._encode = _ByFormat(encode.labels)
         self._websockets = Websockets(settings, self._templates, instruments)
         self.websocket = self._websockets.open if settings.enabled else None
         self.openers: tuple[Opener, ...] = ()
@@ -102,26 +134,23 @@ class RequestSeries:
         self.closers = (note,)
 
     def _ended(self, exchange: Exchange) -> None:
-        scope = exchange.scope
-        if scope.get("root_path", "") != exchange.root_path:
-            observe = self._cell(exchange).observe  # a mount took part, of which the leaf knows nothing
-        else:
-            route, endpoint, included = scope.get("route"), scope.get("endpoint"), scope.get("fastapi")
-            context = None if included is None else included.get("effective_route_context")
-            key = (id(route), id(endpoint), id(context), scope["method"], exchange.status)
-            taken = self._taken.get(key)
-            if taken is not None:
-                observe = taken[0]
-            else:
-                observe = self._cell(exchange).observe
-                if route is not None and scope["method"] in METHODS:
-                    self._taken[key] = observe, (route, endpoint, context)
+        way = exchange.way or _way(exchange)
+        taken = self._taken.get((way, exchange.status))
+        observe = self._take(way, exchange) if taken is None else taken[0]
         observe(exchange.ended_at - exchange.started_at, exchange.received_bytes, exchange.sent_bytes)
         for format_, seconds in exchange.encodings:
-            self._encode.labels(format_).observe(seconds)
+            self._encode[format_](seconds)
         if exchange.streamed_at and observe is not _EXCLUDED.observe:
             seconds = exchange.streamed_at - exchange.started_at
             self._first_byte.labels(self._templates.route_of(exchange)).observe(seconds)
+
+    def _take(self, way: object, exchange: Exchange) -> Observe:
+        observe = self._cell(exchange).observe
+        if way is not None:
+            if len(self._taken) >= _AT_MOST:
+                self._taken.clear()
+            self._taken[way, exchange.status] = observe, _of_way(exchange.scope)
+        return observe
 
     def _went_on(self, exchange: Exchange, seconds: float) -> None:
         route = self._templates.route_of(exchange)

@@ -34,7 +34,7 @@ def small(content: object, settings: JSONSettings) -> bytes | None:
 
     It is what most models answer, and the other way asks for much that is nothing to an array.
     """
-    if not arrays.is_numbers(content) or not settings.is_plain:
+    if not (arrays.is_usual(content) or arrays.is_numbers(content)) or not settings.is_plain:
         return None
     size: int = content.nbytes  # type: ignore[attr-defined] # NumPy's
     if size * TEXT_PER_BYTE >= settings.offload_bytes:

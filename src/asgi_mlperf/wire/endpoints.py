@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
+    from asgi_mlperf.route_cache import Holds
+
 Content = TypeVar("Content")
 
 
@@ -45,7 +47,7 @@ class Endpoint(Generic[Content]):
         """Answer one request."""
         cache = scope.get(SCOPE_KEY)
         if cache is not None:
-            cache.enter(scope, functools.partial(_resolve, self))
+            cache.enter(scope, self.__call__, _holds(self))
         request = Request(scope, receive, send)
         try:
             result = await self._func(await self._read(request))
@@ -58,15 +60,18 @@ class Endpoint(Generic[Content]):
         await send_answer(answer, request, send)
 
 
-def _resolve(endpoint: Endpoint[Any], route: Any, scope: Scope) -> Endpoint[Any] | None:
-    """Return ``endpoint``, if that is all there is behind ``route``."""
-    is_it = (
-        getattr(route, "app", None) is endpoint
-        and (not route.methods or scope["method"] in route.methods)
-        and type(route).handle is _HANDLE
-        and "handle" not in vars(route)
-    )
-    return endpoint if is_it else None
+def _holds(endpoint: Endpoint[Any]) -> Holds:
+    """Return what tells whether ``endpoint`` is all there is behind a route."""
+
+    def holds(route: Any, scope: Scope) -> bool:
+        return (
+            getattr(route, "app", None) is endpoint
+            and type(route).handle is _HANDLE
+            and "handle" not in route.__dict__
+            and (not route.methods or scope["method"] in route.methods)
+        )
+
+    return holds
 
 
 _HANDLE = Route.handle if is_frameworks(Route.handle) else None

@@ -6,7 +6,7 @@ import inspect
 import logging
 from contextlib import suppress
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, routing
 from fastapi.datastructures import DefaultPlaceholder
@@ -97,32 +97,37 @@ def _is_generator(endpoint: Any) -> bool:
     return any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in functions)
 
 
-class _Answer(NamedTuple):
-    """Makes the response of what an endpoint returned."""
+class _Answer:
+    """Makes the response of what an endpoint returned.
 
-    injected: str
-    """The parameter that FastAPI fills with the ``Response`` whose headers are merged into ours."""
-    response_class: type[ORJSONResponse]
-    status_code: int | None
+    ``injected`` is the parameter that FastAPI fills with the ``Response`` whose headers are merged into ours.
+    """
+
+    __slots__ = ("_injected", "_is_usual", "_response_class", "_status_code")
+
+    def __init__(self, injected: str, response_class: type[ORJSONResponse], status_code: int | None) -> None:
+        self._injected = injected
+        self._response_class = response_class
+        self._status_code = status_code
+        self._is_usual = response_class is ORJSONResponse and status_code is None
 
     def response_of(self, values: dict[str, Any]) -> Response | None:
         """Take what FastAPI injected, which the endpoint gets only if it asked for it."""
-        found: Response | None = values.get(self.injected)
-        if self.injected == _INJECTED:
+        found: Response | None = values.get(self._injected)
+        if self._injected == _INJECTED:
             values.pop(_INJECTED, None)
         return found
 
     def shortest(self, result: object) -> bytes | Response:
         """The same, but the body alone where that says all of an ``ORJSONResponse``."""
-        is_plain = self.response_class is ORJSONResponse and self.status_code is None
-        text = light_text(result) if is_plain else None
+        text = light_text(result) if self._is_usual else None
         return self.response(result) if text is None else text
 
     def response(self, result: object, injected: Response | None = None) -> Response:
         """The response to what an endpoint returned, with what FastAPI injected merged into it."""
         if isinstance(result, Response):
             return result
-        status = (injected and injected.status_code) or self.status_code
+        status = (injected and injected.status_code) or self._status_code
         if status in _NO_BODY:
             response = Response(None, status, media_type="application/json")
         else:
@@ -134,9 +139,9 @@ class _Answer(NamedTuple):
     def _written(self, result: object, told: dict[str, Any]) -> Response:
         simpler = partial(jsonable_encoder, result)
         try:
-            response = self.response_class(result, **told)
+            response = self._response_class(result, **told)
         except UnserializableError as error:
-            return self.response_class(simplified(simpler, error), **told)
+            return self._response_class(simplified(simpler, error), **told)
         response.simpler = simpler
         return response
 

@@ -77,7 +77,7 @@ def short_list(text: bytes, dtype: np.dtype[Any]) -> NDArray[Any] | None:
     Rows of features mostly are that, and all that other readers look at takes longer than to read them.
     """
     code = PACKED.get(dtype)
-    if code is None or len(text) > _SHORT_TEXT or text.find(b"[", text.find(b"[") + 1) >= 0:
+    if code is None or len(text) > _SHORT_TEXT or text.find(b"[", 1) >= 0:
         return None  # count() takes a tenth of all this, byte by byte
     if b"t" in text or b"f" in text:  # not plain: ``struct`` would take booleans for numbers
         return None

@@ -65,10 +65,10 @@ class Received:
 
 def may_be_light(headers: Mapping[bytes, bytes], settings: JSONSettings) -> bool:
     """Whether what the client says of a body leaves nothing to refuse and nothing to prepare for."""
-    if b"content-encoding" in headers:
-        return False
-    told = headers.get(b"content-length", b"0")
-    return told.isdigit() and len(told) <= _LENGTH_DIGITS and settings.is_light(int(told))
+    return (
+        len(headers.get(b"content-length", b"")) <= settings.light_digits
+        and b"content-encoding" not in headers
+    )
 
 
 def light(message: Message, settings: JSONSettings) -> bytes | None:
@@ -76,7 +76,7 @@ def light(message: Message, settings: JSONSettings) -> bytes | None:
     if message["type"] != "http.request" or message.get("more_body"):
         return None
     body = message.get("body") or b""
-    return bytes(body) if settings.is_light(len(body)) else None
+    return bytes(body) if len(body) < settings.light_bytes else None
 
 
 def is_untouched(request: Request) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from anyio import to_thread
 from pydantic import BaseModel, ConfigDict, Field
@@ -54,14 +55,27 @@ class JSONSettings(BaseModel):
         description="Request bodies read into arrays may have this many bytes; larger ones get 413.",
     )
 
-    @property
+    @cached_property
     def is_plain(self) -> bool:
         """Whether one orjson call says everything as it is asked for."""
         return self.nan == "null" and self.float_digits is None
 
-    def is_light(self, size: int) -> bool:
-        """Whether a body of ``size`` bytes is neither heavy nor too large."""
-        return size < self.offload_bytes and size <= self.body_limit_bytes
+    @cached_property
+    def light_bytes(self) -> int:
+        """A body of fewer bytes is neither heavy nor too large."""
+        return min(self.offload_bytes, self.body_limit_bytes + 1)
+
+    @cached_property
+    def light_digits(self) -> int:
+        """A body whose length is written in so many digits is light, whatever they are."""
+        return len(str(self.light_bytes)) - 1
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As for any model, without what was found for other values."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("is_plain", "light_bytes", "light_digits"):
+            copied.__dict__.pop(name, None)
+        return copied
 
 
 json_settings: ContextVar[JSONSettings] = ContextVar("json_settings", default=JSONSettings())  # noqa: B039 - frozen

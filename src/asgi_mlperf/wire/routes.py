@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from fastapi import Depends, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import Depends
 from fastapi.routing import APIRoute
+from starlette.routing import Route
 
-from asgi_mlperf.exceptions import BodyRefused
 from asgi_mlperf.route_cache import SCOPE_KEY
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.handlers import answering_handler
-from asgi_mlperf.wire.short_ways import PARSER, is_fastapis_handle, short_way_of
+from asgi_mlperf.wire.short_ways import PARSER, is_fastapis_handle, reader_of, short_way_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from fastapi import Request
     from starlette.responses import Response
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 
+    from asgi_mlperf.route_cache import Holds
     from asgi_mlperf.wire.short_ways import ShortWay
     from asgi_mlperf.wire.tables import TableBody
 
 __all__ = ["Array", "ORJSONRoute", "parsed"]
 
-_UNPROCESSABLE = 422
 _DETAIL = {
     "type": "object",
     "properties": {
@@ -83,11 +82,11 @@ class ORJSONRoute(APIRoute):
         if short is None:
             return super().handle(scope, receive, send)
         cache = scope.get(SCOPE_KEY)
-        if cache is not None:
-            cache.enter(scope, partial(self._resolve, source))
-        return short(scope, receive, send)  # not awaited here: a coroutine less in every request
+        if cache is not None and type(self).handle is _HANDLE:
+            cache.enter(scope, short.app, self._holds(source, short), (APIRoute, "handle"), (Route, "handle"))
+        return short.app(scope, receive, send)  # not awaited here: a coroutine less in every request
 
-    def _short(self, source: Any, scope: Scope) -> Callable[..., Coroutine[Any, Any, None]] | None:
+    def _short(self, source: Any, scope: Scope) -> ShortWay | None:
         app, short = self._latest
         if app is not source.app:
             app, short = self._latest = source.app, short_way_of(source.app)
@@ -98,13 +97,23 @@ class ORJSONRoute(APIRoute):
             or not is_fastapis_handle(super().handle)
         ):
             return None
-        return short.app
+        return short
 
-    def _resolve(self, source: Any, first: Any, scope: Scope) -> ASGIApp | None:
-        """Return the short way, if the app's router took ``first``, this route or a router with it."""
-        leads_here = first is self if source is self else hasattr(first, "original_router")
-        is_own = type(self).handle is _HANDLE and "handle" not in vars(self) and "handle" not in vars(first)
-        return self._short(source, scope) if leads_here and is_own else None
+    def _holds(self, source: Any, short: ShortWay) -> Holds:
+        """Return what tells whether the app's router came here and ``short`` still is the way to answer."""
+        app, applies = source.app, short.applies
+
+        def holds(first: Any, scope: Scope) -> bool:
+            return (
+                source.app is app
+                and scope["method"] in source.methods
+                and applies(scope)
+                and (first is self if source is self else hasattr(first, "original_router"))
+                and "handle" not in self.__dict__
+                and "handle" not in first.__dict__
+            )
+
+        return holds
 
     def _source(self, scope: Scope) -> Any:
         """What says how to answer: the route, or FastAPI's view of it where it is included."""
@@ -122,17 +131,7 @@ def parsed(parser: ArrayBody | TableBody) -> Any:
     ``x: Annotated[NDArray[np.float32], parsed(ArrayBody(np.float32, "n 256"))]``. A body that is not what was
     declared becomes a ``RequestValidationError``. :class:`ORJSONRoute` shows the body in OpenAPI.
     """
-
-    async def read(request: Request) -> Any:
-        try:
-            return await parser(request)
-        except BodyRefused as refusal:
-            if refusal.status_code == _UNPROCESSABLE:
-                raise RequestValidationError(refusal.errors) from refusal
-            raise HTTPException(refusal.status_code, refusal.errors) from refusal
-
-    setattr(read, PARSER, parser)
-    return Depends(read)
+    return Depends(reader_of(parser))
 
 
 if TYPE_CHECKING:

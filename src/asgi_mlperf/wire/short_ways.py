@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from fastapi import Request, routing
+from fastapi import HTTPException, Request, routing
+from fastapi.exceptions import RequestValidationError
 from starlette.routing import Route
 
+from asgi_mlperf.exceptions import BodyRefused
 from asgi_mlperf.route_cache import answer_error, is_frameworks
 from asgi_mlperf.wire.answering import send_answer
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 PARSER = "_asgi_mlperf_parser"
 """The attribute of a dependency that says that it reads the body and needs only the request."""
+_UNPROCESSABLE = 422
 _SHORT_WAY = "_asgi_mlperf_short_way"
 _TELEMETRY = "fastapi.telemetry"
 _NOTHING_TO_FIND = {
@@ -32,6 +35,25 @@ _NOTHING_TO_FIND = {
     "scope",
     "cache_key",
 }
+
+
+def reader_of(parser: Callable[[Request], Coroutine[Any, Any, Any]]) -> Callable[[Request], Any]:
+    """Return a FastAPI dependency that gives what ``parser`` reads, and refuses as FastAPI does."""
+
+    async def read(request: Request) -> Any:
+        try:
+            return await parser(request)
+        except BodyRefused as refusal:
+            raise _as_fastapi(refusal) from refusal
+
+    setattr(read, PARSER, parser)
+    return read
+
+
+def _as_fastapi(refusal: BodyRefused) -> Exception:
+    if refusal.status_code == _UNPROCESSABLE:
+        return RequestValidationError(refusal.errors)
+    return HTTPException(refusal.status_code, refusal.errors)
 
 
 def only_bodies(dependant: Dependant) -> dict[str, Callable[..., Any]] | None:
@@ -114,13 +136,21 @@ def _app(
     answer: Answer,
 ) -> Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]:
     dependant, is_coroutine = found["dependant"], found["is_coroutine"]
-    around, readers = dependant.call, tuple(takes.items())
+    around = dependant.call
+    name, read = next(iter(takes.items()), ("", None))  # there is no second
+    if getattr(read, "__code__", None) is _READER:
+        read = getattr(read, PARSER)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
         try:
             if is_coroutine and dependant.call is around:  # as ``short``, with a coroutine less
-                values = {name: await read(request) for name, read in readers}
+                values = {}
+                if read is not None:
+                    try:
+                        values[name] = await read(request)
+                    except BodyRefused as refusal:
+                        raise _as_fastapi(refusal) from refusal
                 sent = answer.shortest(await declared(**values))
             else:
                 sent = await short(request)
@@ -170,7 +200,7 @@ def _answers(
     return short
 
 
-def _nobody(_request: Request) -> Response:
+async def _nobody(_request: Request) -> Response:
     raise NotImplementedError
 
 
@@ -188,6 +218,7 @@ def _fastapis_app() -> tuple[Any, int]:
     return code, cells.index("f")
 
 
+_READER = getattr(reader_of(_nobody), "__code__", None)
 _FASTAPIS_APP, _HANDLER = _fastapis_app()
 _FASTAPIS_HANDLE = _own(routing.APIRoute.handle, "fastapi.routing", "starlette.routing") or _nobody
 _STARLETTES_HANDLE = _own(Route.handle, "starlette.routing") or _nobody
