@@ -13,7 +13,9 @@ from tests.support import call, http_scope, nothing_served
 
 from asgi_mlperf import DeadlineExceeded, Plugin, Settings, time_left
 from asgi_mlperf.hooks import Exchange
-from asgi_mlperf.inference.deadlines import deadline_of
+from asgi_mlperf.inference.deadlines import STANDARD, deadline_of
+
+OWN = STANDARD | {b"x-own"}
 
 
 async def nobody(*messages):
@@ -44,15 +46,15 @@ def exchange_with(*headers: tuple[bytes, bytes]) -> Exchange:
     ],
 )
 def test_headers_state_a_deadline(header, value, seconds):
-    assert deadline_of(exchange_with((header, value)), b"x-own") == pytest.approx(100.0 + seconds)
+    assert deadline_of(exchange_with((header, value)), OWN) == pytest.approx(100.0 + seconds)
 
 
 def test_the_nearest_header_wins_and_an_ended_request_has_no_deadline():
     exchange = exchange_with((b"grpc-timeout", b"2S"), (b"x-own", b"500"))
-    assert deadline_of(exchange, b"x-own") == pytest.approx(100.5)
+    assert deadline_of(exchange, OWN) == pytest.approx(100.5)
     exchange.end()
-    assert deadline_of(exchange, b"x-own") == math.inf
-    assert deadline_of(None, b"x-own") == math.inf
+    assert deadline_of(exchange, OWN) == math.inf
+    assert deadline_of(None, OWN) == math.inf
 
 
 async def test_a_requests_own_deadline_ends_its_call():

@@ -34,7 +34,7 @@ class Item(Waiter):
         cost: float,
     ) -> None:
         """Wait for the result of ``value``."""
-        super().__init__(gate, name, queued_at, deadline)
+        Waiter.__init__(self, gate, name, queued_at, deadline)  # super() is an object more for every item
         self.value = value
         self.key = key
         self.cost = cost
@@ -50,7 +50,7 @@ class Item(Waiter):
         self.value = None
         if self.backlog is not None:
             self.backlog.remove(self)
-        super().end()
+        Waiter.end(self)  # as above
 
     def late(self) -> None:
         """Tell the caller that it could not be begun in time."""
@@ -72,12 +72,10 @@ class Room(NamedTuple):
     ample_s: float = 0.0
 
     def lacks(self, items: int, size: float) -> str:
-        """Say why a batch of ``items`` may not grow by one to ``size``; nothing if it may."""
+        """Say why a batch of ``items`` may not grow by one to ``size``."""
         if items == self.items:
             return "full"
-        if size > self.size:
-            return "cost"
-        return "budget" if size > self.inline_size else ""
+        return "cost" if size > self.size else "budget"
 
 
 class Backlog:
@@ -144,6 +142,7 @@ class Backlog:
     ) -> tuple[float, str]:
         largest, size, nearest, reason = 0.0, 0.0, math.inf, ""
         ample, passed = now + room.ample_s, 0
+        most, largest_size = room.items, min(room.size, room.inline_size)
         for item in line:
             deadline = item.deadline
             if not item.wanted:
@@ -153,19 +152,24 @@ class Backlog:
             else:
                 # min() and max() would take five times as long, for every item
                 grown = item.cost if item.cost > largest else largest  # noqa: FURB136 - as said above
-                grown_size = grown * (len(items) + 1)
+                count = len(items)
+                grown_size = grown * (count + 1)
                 soonest = deadline if deadline < nearest else nearest  # noqa: FURB136 - as said above
-                if items:
-                    reason = room.lacks(len(items), grown_size)
-                    if not reason and soonest < ample and now + room.seconds(grown_size) > soonest:
+                if count:
+                    if count == most or grown_size > largest_size:
+                        reason = room.lacks(count, grown_size)
+                        break
+                    if soonest < ample and now + room.seconds(grown_size) > soonest:
                         reason = "deadline"
-                    if reason:
                         break
                 largest, size, nearest = grown, grown_size, soonest
                 items.append(item)
             item.backlog = None
             passed += 1
-        for _ in range(passed):
-            line.popitem(last=False)
+        if passed == len(line):
+            line.clear()
+        else:
+            for _ in range(passed):
+                line.popitem(last=False)
         self.count -= passed
         return size, reason or ("full" if len(items) == room.items else "idle_slot")

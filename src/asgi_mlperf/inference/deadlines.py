@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextvars import ContextVar
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,9 +13,11 @@ if TYPE_CHECKING:
 
 _ENVOY = b"x-envoy-expected-rq-timeout-ms"
 _GRPC = b"grpc-timeout"
-_STANDARD = frozenset({_ENVOY, _GRPC})
+STANDARD = frozenset({_ENVOY, _GRPC})
+"""Headers that state a deadline wherever they come from."""
 _GRPC_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _LONGEST_DIGITS = 10
+_NAME = itemgetter(0)
 
 clock = time.perf_counter
 """The clock of every deadline, in seconds: one for the process, so that a deadline can be handed on."""
@@ -32,22 +35,21 @@ def time_left() -> float:
     return max(0.0, current_deadline.get() - clock())
 
 
-def deadline_of(exchange: Exchange | None, header: bytes) -> float:
-    """Return the deadline that a request's headers state, ``inf`` without one.
+def deadline_of(exchange: Exchange | None, headers: frozenset[bytes]) -> float:
+    """Return the deadline that a request's ``headers`` state, ``inf`` without one.
 
-    Understood are ``header`` (milliseconds), Envoy's ``x-envoy-expected-rq-timeout-ms`` and
+    Their values are milliseconds, as are Envoy's ``x-envoy-expected-rq-timeout-ms``, or those of
     ``grpc-timeout``, counted from the first look at the request; the nearest wins. What cannot be read
     is no deadline.
     """
     if exchange is None or exchange.ended:
         return math.inf
-    headers = exchange.scope["headers"]
-    names = dict(headers)  # most requests state none, and this is seen in half the time of the loop
-    if header not in names and _STANDARD.isdisjoint(names):
+    sent = exchange.scope["headers"]
+    if headers.isdisjoint(map(_NAME, sent)):  # as most are, and this is seen in half the time of the loop
         return math.inf
     seconds = math.inf
-    for name, value in headers:
-        if name == header or name in _STANDARD:
+    for name, value in sent:
+        if name in headers:
             seconds = min(seconds, _grpc(value) if name == _GRPC else _milliseconds(value))
     return exchange.started_at + seconds
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from asgi_mlperf.exceptions import DeadlineExceeded, Overloaded
 from asgi_mlperf.hooks import ModelCall, current_exchange
 from asgi_mlperf.inference.admission import Admission, Refusal, Turn, Waiting
-from asgi_mlperf.inference.deadlines import clock, current_deadline, deadline_of
+from asgi_mlperf.inference.deadlines import STANDARD, clock, current_deadline, deadline_of
 from asgi_mlperf.inference.delays import ServiceTime
 from asgi_mlperf.inference.waiting import Patience
 
@@ -96,7 +96,7 @@ class Gate(abc.ABC, Generic[Work]):
         self.closed = False
         self._timeout_s = settings.timeout_ms / 1000
         self._max_queue = settings.max_queue
-        self._header = settings.deadline_header.lower().encode()
+        self._stating = STANDARD | {settings.deadline_header.lower().encode()}
         self._admission: Admission[Work] = Admission(slots=slots, max_queue=settings.max_queue)
         self._services: dict[str, ServiceTime] = {}
         self.patience = Patience()
@@ -183,7 +183,7 @@ class Gate(abc.ABC, Generic[Work]):
             timeout_s = self.default_timeout_s
         elif not timeout_s >= 0:
             raise ValueError(f"timeout is seconds from now, 0 or more, not {timeout_s!r}")
-        stated = deadline_of(current_exchange.get(), self._header)
+        stated = deadline_of(current_exchange.get(), self._stating)
         deadline = min(now + timeout_s, stated, current_deadline.get())
         if deadline <= now:
             self.observers.abandoned("deadline")

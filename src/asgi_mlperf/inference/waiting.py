@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from asgi_mlperf.inference.gate import Gate
 
 _LONG_S = 0.05  # hearing of a departure costs as much as all the rest of a short call
+_SHORT_S = 2 * _LONG_S
 _LOOK_EVERY_S = 0.01
 
 
@@ -46,7 +47,7 @@ class Patience:
 
     def mind(self, waiter: Waiter) -> None:
         """Mind the deadline of ``waiter``, and after 50 ms also whether its client has left."""
-        if waiter.deadline - waiter.queued_at < 2 * _LONG_S:
+        if waiter.deadline - waiter.queued_at < _SHORT_S:
             waiter.expire_in_time(waiter.queued_at)
             return
         self._short[waiter] = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -41,11 +41,14 @@ class Tally:
         self.total += amount
 
     def observe_all(self, amounts: Sequence[float]) -> None:
-        """Count several."""
-        counts, bounds = self.counts, self._bounds
-        for amount in amounts:
-            counts[bisect_left(bounds, amount)] += 1
-        self.total += sum(amounts)
+        """Count several, by one search for each bucket that they are in."""
+        bounds, ordered, counted = self._bounds, sorted(amounts), 0
+        while counted < len(ordered):
+            bucket = bisect_left(bounds, ordered[counted])
+            end = bisect_right(ordered, bounds[bucket]) if bucket < len(bounds) else len(ordered)
+            self.counts[bucket] += end - counted
+            counted = end
+        self.total += sum(ordered)
 
 
 def each_of(observer: Observer) -> Callable[[Sequence[float]], None]:
