@@ -42,6 +42,9 @@ class Tally:
 
     def observe_all(self, amounts: Sequence[float]) -> None:
         """Count several, by one search for each bucket that they are in."""
+        if len(amounts) == 1:
+            self.observe(amounts[0])
+            return
         bounds, ordered, counted = self._bounds, sorted(amounts), 0
         while counted < len(ordered):
             bucket = bisect_left(bounds, ordered[counted])
