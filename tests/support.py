@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +90,18 @@ async def until(condition: Callable[[], object]) -> None:
             await anyio.lowlevel.checkpoint()
 
 
+@contextmanager
+def young_heap() -> Iterator[None]:
+    """Collect only when asked to, and only what is made inside: the rest of a process of tests is much."""
+    gc.disable()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.enable()
+
+
 async def left_to_collect(
     app: Callable[..., Awaitable[None]], body: bytes, error: type[Exception]
 ) -> tuple[int, int]:
@@ -109,9 +121,6 @@ async def left_to_collect(
         return gc.collect()
 
     await asked(3)
-    gc.collect()
-    gc.disable()
-    try:
+    with young_heap():
+        gc.collect()
         return await asked(20), await asked(0)
-    finally:
-        gc.enable()
