@@ -71,7 +71,8 @@ class Exchange:
     of the request's body that the app has taken, ``sent_bytes`` those of the response's body. ``encodings``
     are formats and seconds that the response took to encode, set in any thread. ``notes`` is None for a
     request of which there is nothing more to say. ``way`` is the same for all requests that come to one
-    endpoint with one method past the app's router; None behind that.
+    endpoint with one method past the app's router, which also say when their body ``is_read``; None behind
+    that.
     """
 
     __slots__ = (
@@ -84,6 +85,7 @@ class Exchange:
         "encodings",
         "ended",
         "ended_at",
+        "is_read",
         "notes",
         "received_bytes",
         "root_path",
@@ -104,7 +106,7 @@ class Exchange:
         self.root_path: str = scope.get("root_path", "")
         self.status = self.received_bytes = self.sent_bytes = self._reading = 0
         self.streamed_at = self.ended_at = 0.0
-        self.ended = False
+        self.ended = self.is_read = False
         self._start: Message = _NO_START
         self._receive = receive
         self._send = send
@@ -208,6 +210,23 @@ class Exchange:
         if "body" in message:
             self.received_bytes += len(message["body"])
         return message
+
+    async def first(self) -> Message:
+        """As ``receive``, of the first message, in less time."""
+        if self.ahead is not None:
+            return await self.receive()
+        message = await self._receive()
+        self.received_bytes += len(message.get("body", b""))
+        return message
+
+    async def answer(self, start: Message, body: bytes) -> None:
+        """Send a response that is all there: as ``send`` does, in less time."""
+        self._start = start
+        self.status = start["status"]
+        await self._send(self._changed(start) if self._serving.starters else start)
+        self.sent_bytes += len(body)
+        self.end()
+        await self._send({"type": "http.response.body", "body": body})
 
     def send(self, message: Message) -> Awaitable[None]:
         """Forward a message, noting the status, the body's size and the end of the response."""

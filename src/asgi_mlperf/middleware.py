@@ -74,7 +74,7 @@ class PerfMiddleware:
                 await self.app(scope, exchange.receive, exchange.send)
             else:
                 try:
-                    await way.app(scope, exchange.receive, exchange.send)
+                    await way.answer(exchange)
                 except Exception as error:  # noqa: BLE001 - raised again where the app's handlers take it
                     request = Request(scope, exchange.receive, exchange.send)
                     await answer_error(error, request, exchange.send, started=exchange.has_started)

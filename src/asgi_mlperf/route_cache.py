@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from asgi_mlperf.exchange import Exchange
+
 SCOPE_KEY = "asgi_mlperf"
 """The scope's key for the cache that an endpoint may enter; None where there is none, or nothing to enter."""
 
+Answers = Callable[["Exchange"], "Awaitable[None]"]
 Holds = Callable[[Any, "Scope"], bool]
 """Tells whether what answered one request still answers the next, after the app's router took a route."""
 
@@ -34,13 +37,13 @@ _EXIT_STACK = "fastapi.middleware.asyncexitstack"
 
 
 class Way:
-    """How requests of one method and path come to ``app``, their endpoint, and what the scope holds there."""
+    """How requests of one method and path come to what answers them, and what their scope holds there."""
 
-    __slots__ = ("app", "fastapi", "holds", "kept", "root_path", "route", "snapshot")
+    __slots__ = ("answer", "fastapi", "holds", "kept", "root_path", "route", "snapshot")
 
-    def __init__(self, scope: Scope, app: ASGIApp, holds: Holds, route: Any, snapshot: _Snapshot) -> None:
+    def __init__(self, scope: Scope, answer: Answers, holds: Holds, route: Any, snapshot: _Snapshot) -> None:
         """Remember ``scope`` as it is now."""
-        self.app = app
+        self.answer = answer
         self.holds = holds
         self.route = route
         self.snapshot = snapshot
@@ -91,10 +94,10 @@ class RouteCache:
             scope["fastapi"] = way.fastapi.copy()
         return way
 
-    def enter(self, scope: Scope, app: ASGIApp, holds: Holds, *others: tuple[Any, str]) -> None:
-        """Take the endpoint ``app`` to which ``scope`` came, if the app's router brought it there.
+    def enter(self, scope: Scope, answer: Answers, holds: Holds, *others: tuple[Any, str]) -> None:
+        """Take what answers the request with ``scope``, if the app's router brought it there.
 
-        Requests come there as long as ``holds``, and the attributes ``others``, do.
+        It answers others as long as ``holds`` says so, and the attributes ``others`` stay.
         """
         if scope.get("path_params", True) or "app_root_path" in scope or scope["method"] not in METHODS:
             return  # app_root_path: a mount took part
@@ -110,7 +113,7 @@ class RouteCache:
             return
         for owner, name in others:
             snapshot.note(owner, name)
-        self.paths.setdefault(path, {})[method] = Way(scope, app, holds, route, snapshot)
+        self.paths.setdefault(path, {})[method] = Way(scope, answer, holds, route, snapshot)
 
     def _clear(self) -> None:
         self._snapshot = None

@@ -2,33 +2,79 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from starlette._exception_handler import wrap_app_handling_exceptions  # as Starlette and FastAPI do
+from starlette.requests import Request
 
 from asgi_mlperf.wire.responses import ORJSONResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
-    from starlette.requests import Request
     from starlette.responses import Response
-    from starlette.types import Send
+    from starlette.types import Message, Receive, Scope, Send
 
 
-def send_answer(answer: bytes | Response, request: Request, send: Send) -> Awaitable[None]:
+class Asked(Protocol):
+    """A request that is to be answered: an ``Exchange``, or one that came through the app's router."""
+
+    is_read: bool
+    """Whether all of its body was taken."""
+
+    @property
+    def scope(self) -> Scope:
+        """The request's."""
+
+    @property
+    def first(self) -> Receive:
+        """Takes the first message of the body."""
+
+    @property
+    def receive(self) -> Receive:
+        """Takes a message."""
+
+    @property
+    def send(self) -> Callable[[Message], Awaitable[None]]:
+        """Sends a message."""
+
+    async def answer(self, start: Message, body: bytes) -> None:
+        """Send a response that is all there."""
+
+
+class Routed:
+    """A request that came through the app's router."""
+
+    __slots__ = ("first", "is_read", "receive", "scope", "send")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take what an ASGI app is called with."""
+        self.scope = scope
+        self.first = self.receive = receive
+        self.send = send
+        self.is_read = False
+
+    async def answer(self, start: Message, body: bytes) -> None:
+        """Send a response that is all there."""
+        await self.send(start)
+        await self.send({"type": "http.response.body", "body": body})
+
+
+def request_of(asked: Asked) -> Request:
+    """Return the request as Starlette has it, for those who want to know more of it."""
+    request = Request(asked.scope, asked.receive, asked.send)
+    request._stream_consumed = asked.is_read  # noqa: SLF001 - as if it had been read through this one
+    return request
+
+
+def send_answer(answer: bytes | Response, asked: Asked) -> Awaitable[None]:
     """Send a response, or what an ``ORJSONResponse`` with this body would.
 
     What a response raises goes to the handlers of the app.
     """
     if isinstance(answer, bytes):
-        return _send_text(answer, send)
+        headers = [(b"content-length", b"%d" % len(answer)), (b"content-type", b"application/json")]
+        return asked.answer({"type": "http.response.start", "status": 200, "headers": headers}, answer)
     only_sends = type(answer) is ORJSONResponse and hasattr(answer, "body") and not answer.background
-    app = answer if only_sends else wrap_app_handling_exceptions(answer, request)
-    return app(request.scope, request.receive, send)
-
-
-async def _send_text(text: bytes, send: Send) -> None:
-    headers = [(b"content-length", b"%d" % len(text)), (b"content-type", b"application/json")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": text})
+    app = answer if only_sends else wrap_app_handling_exceptions(answer, request_of(asked))
+    return app(asked.scope, asked.receive, asked.send)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from anyio import to_thread
+from starlette.requests import ClientDisconnect, Request
 
 from asgi_mlperf.exceptions import BodyRefused, ConfigurationError
 from asgi_mlperf.wire import formats, readers
+from asgi_mlperf.wire.answering import Routed
 from asgi_mlperf.wire.casting import checked, refused
 from asgi_mlperf.wire.endpoints import Endpoint
 from asgi_mlperf.wire.json_arrays import read_array, read_text
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from numpy.typing import DTypeLike, NDArray
-    from starlette.requests import Request
+
+    from asgi_mlperf.wire.answering import Asked
 
 Content = TypeVar("Content")
 
@@ -39,19 +42,38 @@ class Body(abc.ABC, Generic[Content]):
             BodyRefused: 413 when the body is too large, 415 for other formats, 422 when it is not what was
                 declared; says where.
         """
-        headers, settings = dict(request.scope["headers"]), json_settings.get()
-        if may_be_light(headers, settings) and is_untouched(request):
-            # As its stream would: to make and end that generator takes nearly as long as all the rest.
-            message = await request.receive()
+        if is_untouched(request):
+            asked = Routed(request.scope, request.receive, _nowhere)
+            try:
+                return await self.of(asked)
+            except ClientDisconnect:
+                request._is_disconnected = True  # noqa: SLF001 - as its stream does
+                raise
+            finally:
+                request._stream_consumed = asked.is_read  # noqa: SLF001 - as above
+        headers = dict(request.scope["headers"])
+        return await self._taken(await received(request, headers), media_type(headers), headers)
+
+    async def of(self, asked: Asked) -> Content:
+        """The same, of a request of which nobody has read anything."""
+        headers, settings, receive = dict(asked.scope["headers"]), json_settings.get(), asked.receive
+        if may_be_light(headers, settings):
+            # Past a request's stream: to make and end that generator takes nearly as long as all the rest.
+            message = await asked.first()
             text = light(message, settings)
             if text is not None:
-                request._stream_consumed = True  # noqa: SLF001 - as its stream does
+                asked.is_read = True
                 kind = media_type(headers)
                 if kind == formats.JSON:
                     return self._read_text(text)
                 return await self._taken(Received([text]), kind, headers)
-            request._receive = with_first(message, request.receive)  # noqa: SLF001 - what its stream reads
-        return await self._taken(await received(request, headers), media_type(headers), headers)
+            receive = with_first(message, receive)
+        request = Request(asked.scope, receive)
+        try:
+            body = await received(request, headers)
+        finally:
+            asked.is_read = request._stream_consumed  # noqa: SLF001 - nobody else knows
+        return await self._taken(body, media_type(headers), headers)
 
     def endpoint(self, func: Callable[[Content], Awaitable[object]]) -> Endpoint[Content]:
         """Make an endpoint of ``func``, which takes what was declared and returns what is to be answered.
@@ -60,7 +82,7 @@ class Body(abc.ABC, Generic[Content]):
         methods=["POST"])])``. The shortest way to a small model: nothing stands between body, function and
         answer that they do not need. ``func`` may return what an ``ORJSONResponse`` says, or a ``Response``.
         """
-        return Endpoint(self, func)
+        return Endpoint(self.of, func)
 
     async def _taken(self, body: Received, kind: str, headers: Mapping[bytes, bytes]) -> Content:
         if body.is_heavy or (kind != formats.JSON and formats.must_load(kind)):
@@ -118,6 +140,10 @@ class ArrayBody(Body["NDArray[Any]"]):
         else:
             array = _only(read_named(body, kind, [formats.NPY, formats.RAW]))
         return checked(array, self.dtype, self.shape, finite=self.finite)
+
+
+async def _nowhere(_message: object) -> None:
+    raise NotImplementedError  # a body is only read
 
 
 def _only(arrays: dict[str, NDArray[Any]]) -> NDArray[Any]:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from asgi_mlperf.route_cache import SCOPE_KEY, answer_error, is_frameworks
-from asgi_mlperf.wire.answering import send_answer
+from asgi_mlperf.wire.answering import Routed, request_of, send_answer
 from asgi_mlperf.wire.responses import ORJSONResponse, light_text
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from starlette.types import Receive, Scope, Send
 
     from asgi_mlperf.route_cache import Holds
+    from asgi_mlperf.wire.answering import Asked
 
 Content = TypeVar("Content")
 
@@ -35,29 +35,38 @@ class Endpoint(Generic[Content]):
 
     def __init__(
         self,
-        read: Callable[[Request], Awaitable[Content]],
+        read: Callable[[Asked], Awaitable[Content]],
         func: Callable[[Content], Awaitable[object]],
     ) -> None:
         """Call ``func`` with what ``read`` finds in the request."""
         functools.update_wrapper(cast("Callable[..., Any]", self), func)
-        self._read = read  # afterwards: a batched function's own attributes may have these names
-        self._func = func
+        self._answer = _answering(
+            read, func
+        )  # afterwards: a batched function's attributes may have this name
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Answer one request."""
         cache = scope.get(SCOPE_KEY)
         if cache is not None:
-            cache.enter(scope, self.__call__, _holds(self))
-        request = Request(scope, receive, send)
+            cache.enter(scope, self._answer, _holds(self))
+        return self._answer(Routed(scope, receive, send))
+
+
+def _answering(
+    read: Callable[[Asked], Awaitable[Content]], func: Callable[[Content], Awaitable[object]]
+) -> Callable[[Asked], Coroutine[Any, Any, None]]:
+    async def answer(asked: Asked) -> None:
         try:
-            result = await self._func(await self._read(request))
-            answer: bytes | Response | None = light_text(result)
-            if answer is None:
-                answer = result if isinstance(result, Response) else ORJSONResponse(result)
+            result = await func(await read(asked))
+            found: bytes | Response | None = light_text(result)
+            if found is None:
+                found = result if isinstance(result, Response) else ORJSONResponse(result)
         except Exception as error:  # noqa: BLE001 - raised again where the app's handlers take it
-            await answer_error(error, request, send)
+            await answer_error(error, request_of(asked), asked.send)
             return
-        await send_answer(answer, request, send)
+        await send_answer(found, asked)
+
+    return answer
 
 
 def _holds(endpoint: Endpoint[Any]) -> Holds:

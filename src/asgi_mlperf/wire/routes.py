@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import Route
 
 from asgi_mlperf.route_cache import SCOPE_KEY
+from asgi_mlperf.wire.answering import Routed
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.handlers import answering_handler
 from asgi_mlperf.wire.short_ways import PARSER, is_fastapis_handle, reader_of, short_way_of
@@ -83,8 +84,12 @@ class ORJSONRoute(APIRoute):
             return super().handle(scope, receive, send)
         cache = scope.get(SCOPE_KEY)
         if cache is not None and type(self).handle is _HANDLE:
-            cache.enter(scope, short.app, self._holds(source, short), (APIRoute, "handle"), (Route, "handle"))
-        return short.app(scope, receive, send)  # not awaited here: a coroutine less in every request
+            cache.enter(
+                scope, short.answer, self._holds(source, short), (APIRoute, "handle"), (Route, "handle")
+            )
+        return short.answer(
+            Routed(scope, receive, send)
+        )  # not awaited here: a coroutine less in every request
 
     def _short(self, source: Any, scope: Scope) -> ShortWay | None:
         app, short = self._latest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from fastapi import HTTPException, Request, routing
 from fastapi.exceptions import RequestValidationError
@@ -11,14 +11,17 @@ from starlette.routing import Route
 
 from asgi_mlperf.exceptions import BodyRefused
 from asgi_mlperf.route_cache import answer_error, is_frameworks
-from asgi_mlperf.wire.answering import send_answer
+from asgi_mlperf.wire.answering import request_of, send_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from fastapi.dependencies.models import Dependant
     from starlette.responses import Response
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Scope
+
+    from asgi_mlperf.wire.answering import Asked
+    from asgi_mlperf.wire.bodies import Body
 
 PARSER = "_asgi_mlperf_parser"
 """The attribute of a dependency that says that it reads the body and needs only the request."""
@@ -37,7 +40,7 @@ _NOTHING_TO_FIND = {
 }
 
 
-def reader_of(parser: Callable[[Request], Coroutine[Any, Any, Any]]) -> Callable[[Request], Any]:
+def reader_of(parser: Body[Any]) -> Callable[[Request], Any]:
     """Return a FastAPI dependency that gives what ``parser`` reads, and refuses as FastAPI does."""
 
     async def read(request: Request) -> Any:
@@ -88,7 +91,7 @@ class ShortWay(NamedTuple):
 
     handler: Callable[..., Any]
     applies: Callable[[Scope], bool]
-    app: Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
+    answer: Callable[[Asked], Coroutine[Any, Any, None]]
 
 
 def short_way_of(app: Any) -> ShortWay | None:
@@ -123,43 +126,43 @@ def short_way(
         return await (short if applies(request.scope) else handler)(request)
 
     if found["dependant"].request_param_name is None:  # else it may look for FastAPI's exit stacks
-        app = _app(short, found, takes, declared, answer)
-        setattr(respond, _SHORT_WAY, ShortWay(respond, applies, app))
+        answering = _answering(short, found, takes, declared, answer)
+        setattr(respond, _SHORT_WAY, ShortWay(respond, applies, answering))
     return respond
 
 
-def _app(
+def _answering(
     short: Callable[[Request], Coroutine[Any, Any, Any]],
     found: dict[str, Any],
     takes: dict[str, Callable[..., Any]],
     declared: Callable[..., Any],
     answer: Answer,
-) -> Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]:
+) -> Callable[[Asked], Coroutine[Any, Any, None]]:
     dependant, is_coroutine = found["dependant"], found["is_coroutine"]
     around = dependant.call
-    name, read = next(iter(takes.items()), ("", None))  # there is no second
-    if getattr(read, "__code__", None) is _READER:
-        read = getattr(read, PARSER)
+    name, reader = next(iter(takes.items()), ("", None))  # there is no second
+    body = getattr(reader, PARSER) if getattr(reader, "__code__", None) is _READER else None
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
+    async def respond(asked: Asked) -> None:
         try:
-            if is_coroutine and dependant.call is around:  # as ``short``, with a coroutine less
+            if is_coroutine and dependant.call is around:  # as ``short``, with coroutines less
                 values = {}
-                if read is not None:
+                if body is not None:
                     try:
-                        values[name] = await read(request)
+                        values[name] = await body.of(asked)
                     except BodyRefused as refusal:
                         raise _as_fastapi(refusal) from refusal
+                elif reader is not None:
+                    values[name] = await reader(request_of(asked))
                 sent = answer.shortest(await declared(**values))
             else:
-                sent = await short(request)
+                sent = await short(request_of(asked))
         except Exception as error:  # noqa: BLE001 - raised again where the app's handlers take it
-            await answer_error(error, request, send)
+            await answer_error(error, request_of(asked), asked.send)
             return
-        await send_answer(sent, request, send)
+        await send_answer(sent, asked)
 
-    return app
+    return respond
 
 
 def _where_short(found: dict[str, Any]) -> Callable[[Scope], bool]:
@@ -200,7 +203,7 @@ def _answers(
     return short
 
 
-async def _nobody(_request: Request) -> Response:
+def _nobody(_request: Request) -> Response:
     raise NotImplementedError
 
 
@@ -218,7 +221,7 @@ def _fastapis_app() -> tuple[Any, int]:
     return code, cells.index("f")
 
 
-_READER = getattr(reader_of(_nobody), "__code__", None)
+_READER = getattr(reader_of(cast("Any", _nobody)), "__code__", None)
 _FASTAPIS_APP, _HANDLER = _fastapis_app()
 _FASTAPIS_HANDLE = _own(routing.APIRoute.handle, "fastapi.routing", "starlette.routing") or _nobody
 _STARLETTES_HANDLE = _own(Route.handle, "starlette.routing") or _nobody
