@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from typing import Any
 
 import pytest
@@ -87,6 +88,37 @@ async def test_what_cannot_make_its_deadline_alone_is_dropped_unstarted():
     assert late.reason == "deadline"
     with pytest.raises(DeadlineExceeded, match="f was not begun"):
         late.future.result()
+
+
+async def test_where_every_item_costs_the_same_batches_are_as_if_that_were_not_known():
+    chance = random.Random(7)
+    reasons = set()
+    for _ in range(2_000):
+        deadlines = [chance.choice([math.inf, math.inf, 2.5, 5.0]) for _ in range(chance.randrange(1, 12))]
+        left = [chance.random() < 0.1 for _ in deadlines]
+        keys = [0 if chance.random() < 0.7 else 1 for _ in deadlines]
+        known, unknown = Backlog(), Backlog()
+        for backlog in (known, unknown):
+            for n, deadline in enumerate(deadlines):
+                waiting = item(n, key=keys[n], deadline=deadline)
+                waiting.left = left[n]
+                backlog.add(waiting)
+        room = Room(
+            chance.randrange(1, 6),
+            size=chance.choice([math.inf, 3, 4.5]),
+            inline_size=chance.choice([math.inf, 2.5, 0.5]),
+            seconds=a_second_each,
+            ample_s=chance.choice([0.0, 4.0, 8.0]),
+        )
+        while unknown.count:
+            expected = taken(unknown, room)
+            found = taken(known, room._replace(is_uniform=True))
+            assert found[:2] == expected[:2]
+            if not any(left):  # whom nobody waits for, behind a batch, goes with it or with the next one
+                assert (*found, known.count) == (*expected, unknown.count)
+            reasons.add(expected[2])
+        assert taken(known, room) == ([], 0.0, "idle_slot")
+    assert reasons == {"full", "cost", "budget", "deadline", "idle_slot"}
 
 
 async def test_items_that_nobody_waits_for_are_dropped():

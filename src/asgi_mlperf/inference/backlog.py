@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asgi_mlperf.exceptions import DeadlineExceeded
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
     from asgi_mlperf.inference.gate import Gate
+
+_WANTED, _DEADLINE = attrgetter("wanted"), attrgetter("deadline")
 
 
 class Item(Waiter):
@@ -62,7 +66,8 @@ class Room(NamedTuple):
     """What one batch may hold.
 
     ``size`` and ``inline_size`` bound its padded size: its items times the largest cost among them.
-    ``seconds`` says what a batch of a padded size takes, ``ample_s`` what none exceeds.
+    ``seconds`` says what a batch of a padded size takes, ``ample_s`` what none exceeds. ``is_uniform`` says
+    that every item costs 1.
     """
 
     items: int
@@ -70,6 +75,7 @@ class Room(NamedTuple):
     inline_size: float = math.inf
     seconds: Callable[[float], float] = lambda _: 0.0
     ample_s: float = 0.0
+    is_uniform: bool = False
 
     def lacks(self, items: int, size: float) -> str:
         """Say why a batch of ``items`` may not grow by one to ``size``."""
@@ -140,6 +146,27 @@ class Backlog:
     def _fill(
         self, line: OrderedDict[Item, None], now: float, room: Room, items: list[Item]
     ) -> tuple[float, str]:
+        ample, largest_size = now + room.ample_s, min(room.size, room.inline_size)
+        fitting = list(islice(line, int(min(room.items, largest_size)))) if room.is_uniform else []
+        if fitting and all(map(_WANTED, fitting)) and min(map(_DEADLINE, fitting)) >= ample:
+            for item in fitting:
+                item.backlog = None
+            items.extend(fitting)
+            size, passed = float(len(fitting)), len(fitting)
+            reason = room.lacks(passed, size + 1) if passed < len(line) else ""
+        else:
+            size, passed, reason = self._fill_one_by_one(line, now, room, items)
+        if passed == len(line):
+            line.clear()
+        else:
+            for _ in range(passed):
+                line.popitem(last=False)
+        self.count -= passed
+        return size, reason or ("full" if len(items) == room.items else "idle_slot")
+
+    def _fill_one_by_one(
+        self, line: OrderedDict[Item, None], now: float, room: Room, items: list[Item]
+    ) -> tuple[float, int, str]:
         largest, size, nearest, reason = 0.0, 0.0, math.inf, ""
         ample, passed = now + room.ample_s, 0
         most, largest_size = room.items, min(room.size, room.inline_size)
@@ -166,10 +193,4 @@ class Backlog:
                 items.append(item)
             item.backlog = None
             passed += 1
-        if passed == len(line):
-            line.clear()
-        else:
-            for _ in range(passed):
-                line.popitem(last=False)
-        self.count -= passed
-        return size, reason or ("full" if len(items) == room.items else "idle_slot")
+        return size, passed, reason

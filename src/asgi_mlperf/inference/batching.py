@@ -130,8 +130,9 @@ class Batcher:
         """Move to ``items`` a batch of the oldest that somebody still waits for; return its padded size."""
         self.gathering.over()
         options, cost = self.options, self._cost
+        ample_s, is_uniform = cost.likely(self.largest), options.cost is None
         room = Room(
-            options.max_size, options.budget, inline_size or math.inf, cost.likely, cost.likely(self.largest)
+            options.max_size, options.budget, inline_size or math.inf, cost.likely, ample_s, is_uniform
         )
         size, reason = self._waiting.take(now, room, items)
         if self._waiting.count:

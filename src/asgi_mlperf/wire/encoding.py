@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from asgi_mlperf.exceptions import UnserializableError
-from asgi_mlperf.wire import arrays, fast
+from asgi_mlperf.wire import fast
 from asgi_mlperf.wire.exact import Walk
-from asgi_mlperf.wire.weight import TEXT_PER_BYTE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,22 +26,6 @@ def dumps(content: object, settings: JSONSettings) -> bytes:
         UnserializableError: JSON cannot say it; names the path to the offending value.
     """
     return _at_once(content, settings) or b"".join(Walk(settings).texts(content))
-
-
-def small(content: object, settings: JSONSettings) -> bytes | None:
-    """The same text of a light array or scalar that orjson writes as it is, None for :func:`begin` to write.
-
-    It is what most models answer, and the other way asks for much that is nothing to an array.
-    """
-    if not (arrays.is_usual(content) or arrays.is_numbers(content)) or not settings.is_plain:
-        return None
-    size: int = content.nbytes  # type: ignore[attr-defined] # NumPy's
-    if size * TEXT_PER_BYTE >= settings.offload_bytes:
-        return None
-    try:
-        return arrays.dumps(content)
-    except orjson.JSONEncodeError:
-        return None
 
 
 def begin(content: object, settings: JSONSettings) -> tuple[bytes, Iterator[bytes] | None]:

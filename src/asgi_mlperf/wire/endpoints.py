@@ -40,9 +40,8 @@ class Endpoint(Generic[Content]):
     ) -> None:
         """Call ``func`` with what ``read`` finds in the request."""
         functools.update_wrapper(cast("Callable[..., Any]", self), func)
-        self._answer = _answering(
-            read, func
-        )  # afterwards: a batched function's attributes may have this name
+        # Afterwards: a batched function's own attributes may have this name.
+        self._answer = _answering(read, func)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Answer one request."""

@@ -6,16 +6,18 @@ from contextvars import ContextVar
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import orjson
 from anyio import to_thread
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, StreamingResponse
 
 from asgi_mlperf.exceptions import UnserializableError
-from asgi_mlperf.wire.encoding import begin, pieces, small
+from asgi_mlperf.wire import arrays
+from asgi_mlperf.wire.encoding import begin, pieces
 from asgi_mlperf.wire.pacing import Pace
 from asgi_mlperf.wire.sending import pack, send_pieces
 from asgi_mlperf.wire.timing import clock, encoded
-from asgi_mlperf.wire.weight import weigh
+from asgi_mlperf.wire.weight import TEXT_PER_BYTE, weigh
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -87,10 +89,18 @@ def light_text(content: object) -> bytes | None:
 
     None for all else, which the response itself writes.
     """
+    settings = json_settings.get()
+    if not settings.is_plain or not (arrays.is_usual(content) or arrays.is_numbers(content)):
+        return None
+    size: int = content.nbytes  # type: ignore[attr-defined] # NumPy's
+    if size * TEXT_PER_BYTE >= settings.offload_bytes:
+        return None
     began = clock()
-    text = small(content, json_settings.get())
-    if text is not None:
-        encoded("json", began)
+    try:
+        text = arrays.dumps(content)
+    except orjson.JSONEncodeError:
+        return None
+    encoded("json", began)
     return text
 
 

@@ -84,12 +84,9 @@ class ORJSONRoute(APIRoute):
             return super().handle(scope, receive, send)
         cache = scope.get(SCOPE_KEY)
         if cache is not None and type(self).handle is _HANDLE:
-            cache.enter(
-                scope, short.answer, self._holds(source, short), (APIRoute, "handle"), (Route, "handle")
-            )
-        return short.answer(
-            Routed(scope, receive, send)
-        )  # not awaited here: a coroutine less in every request
+            holds = self._holds(source, short)
+            cache.enter(scope, short.answer, holds, (APIRoute, "handle"), (Route, "handle"))
+        return short.answer(Routed(scope, receive, send))  # not awaited: a coroutine less in every request
 
     def _short(self, source: Any, scope: Scope) -> ShortWay | None:
         app, short = self._latest
