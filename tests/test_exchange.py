@@ -164,6 +164,48 @@ async def test_a_stub_that_repeats_its_request_for_ever_is_not_read_for_ever():
     exchange.close()
 
 
+async def test_the_first_message_is_the_same_whoever_asks_for_it_first():
+    for watched in (False, True):
+        client = Client(b"a", b"bc")
+        exchange = client.exchange()
+        if watched:
+            exchange.on_departure(lambda: pytest.fail("nobody left"))
+        first, second = await exchange.first(), await exchange.receive()
+        assert (first["body"], second["body"], exchange.received_bytes) == (b"a", b"bc", 3)
+        assert client.most_receiving == 1
+        exchange.close()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("gone", [None, 0, 1])
+async def test_a_response_in_one_step_is_as_one_in_two_messages(changed, gone):
+    def starter(exchange, start):
+        return {**start, "status": 201, "headers": [(b"x", b"1")]}
+
+    async def answered(in_one_step):
+        seen, start = [], {"type": "http.response.start", "status": 200, "headers": []}
+
+        async def send(message):
+            if len(seen) == gone:
+                raise OSError
+            seen.append((message, exchange.status, exchange.sent_bytes, exchange.ended, exchange.has_started))
+
+        serving = nothing_served(starters=(starter,) if changed else ())
+        exchange = Exchange(http_scope("/"), send, send, serving)
+        try:
+            if in_one_step:
+                await exchange.answer(start, b"abc")
+            else:
+                await exchange.send(start)
+                await exchange.send({"type": "http.response.body", "body": b"abc"})
+        except OSError as error:
+            exchange.failed(error)
+        exchange.close()
+        return seen, exchange.status, exchange.sent_bytes, exchange.ended, serving.traffic.in_flight
+
+    assert await answered(in_one_step=True) == await answered(in_one_step=False)
+
+
 class Passes(BaseHTTPMiddleware):
     async def dispatch(self, request, call_next):
         return await call_next(request)
