@@ -6,7 +6,7 @@ import fastapi.routing
 import numpy as np
 import pytest
 import starlette.routing
-from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from tests.support import left_to_collect
 from asgi_mlperf import ORJSONResponse
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.routes import ORJSONRoute, parsed
+from asgi_mlperf.wire.short_ways import short_way_of
 
 Pair = Annotated[NDArray[np.float32], parsed(ArrayBody(np.float32, "2"))]
 
@@ -259,3 +260,23 @@ def test_a_limit_of_the_body_holds():
     api = TestClient(app)
     assert api.post("/it", json=[1, 2]).status_code == 200
     assert api.post("/it", content=b"[1" + b" " * 9 + b", 2]").status_code == 413
+
+
+def test_a_reader_that_somebody_wrapped_is_called():
+    read = parsed(ArrayBody(np.float32, "3")).dependency
+
+    @functools.wraps(read)
+    async def doubled(request: Request):
+        return 2 * await read(request)
+
+    app = FastAPI()
+    app.router.route_class = ORJSONRoute
+
+    @app.post("/it")
+    async def it(x: Annotated[Any, Depends(doubled)]):
+        return x
+
+    assert short_way_of(route_of(app).app) is not None
+    client = TestClient(app)
+    assert client.post("/it", json=[1, 2, 3]).json() == [2, 4, 6]
+    assert client.post("/it", json=[1, 2]).status_code == 422
