@@ -61,6 +61,22 @@ class Notes:
         self.account: Any = None
 
 
+Key = tuple[int, int, int, str]
+"""Stands for a route and a method."""
+
+
+class Way(Protocol):
+    """How requests of one method and path come to their endpoint past the app's router."""
+
+    @property
+    def key(self) -> Key:
+        """What all of them have in common with those that the router leads there."""
+
+    @property
+    def taken(self) -> object:
+        """The route in their scope."""
+
+
 class Exchange:
     """One HTTP request and its response, from the first look until the last message is handed to the server.
 
@@ -70,9 +86,8 @@ class Exchange:
     and ``ended_at`` are seconds on the runtime's clock, 0 until they are known; ``received_bytes`` are those
     of the request's body that the app has taken, ``sent_bytes`` those of the response's body. ``encodings``
     are formats and seconds that the response took to encode, set in any thread. ``notes`` is None for a
-    request of which there is nothing more to say. ``way`` is the same for all requests that come to one
-    endpoint with one method past the app's router, which also say when their body ``is_read``; None behind
-    that.
+    request of which there is nothing more to say. ``way`` is how the request came past the app's router, None
+    if it did not; if it did, what answers it says in ``is_read`` when all of its body was taken.
     """
 
     __slots__ = (
@@ -98,7 +113,7 @@ class Exchange:
     )
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, serving: Served, way: object = None
+        self, scope: Scope, receive: Receive, send: Send, serving: Served, way: Way | None = None
     ) -> None:
         """Begin now, as one more request in flight."""
         self.scope = scope

@@ -54,17 +54,14 @@ class PerfMiddleware:
             await self.app(scope, receive, send)
             return
         path, cache = scope["path"], self._cache
+        if path in serving.endpoints or scope.get("root_path"):
+            endpoint = serving.endpoint(scope)
+            if endpoint is not None:
+                await endpoint(scope, receive, send)
+                return
         way = cache.look_up(scope) if path in cache.paths else None
-        if way is None:
-            if path in serving.endpoints or scope.get("root_path"):
-                endpoint = serving.endpoint(scope)
-                if endpoint is not None:
-                    await endpoint(scope, receive, send)
-                    return
-            # Not the exchange itself: a reference back would make every request a cycle.
-            scope[SCOPE_KEY] = cache if cache.is_open else None
-        else:
-            scope[SCOPE_KEY] = None
+        # Not the exchange itself: a reference back would make every request a cycle.
+        scope[SCOPE_KEY] = cache if way is None and cache.is_open else None
         exchange = Exchange(scope, receive, send, serving, way)
         token = current_exchange.set(exchange)
         try:

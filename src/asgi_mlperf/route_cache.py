@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from asgi_mlperf.exchange import Exchange
+    from asgi_mlperf.exchange import Exchange, Key
 
 SCOPE_KEY = "asgi_mlperf"
 """The scope's key for the cache that an endpoint may enter; None where there is none, or nothing to enter."""
@@ -39,7 +39,7 @@ _EXIT_STACK = "fastapi.middleware.asyncexitstack"
 class Way:
     """How requests of one method and path come to what answers them, and what their scope holds there."""
 
-    __slots__ = ("answer", "fastapi", "holds", "kept", "root_path", "route", "snapshot")
+    __slots__ = ("answer", "fastapi", "holds", "kept", "key", "root_path", "route", "snapshot", "taken")
 
     def __init__(self, scope: Scope, answer: Answers, holds: Holds, route: Any, snapshot: _Snapshot) -> None:
         """Remember ``scope`` as it is now."""
@@ -51,6 +51,21 @@ class Way:
         self.kept = {key: scope[key] for key in _KEPT if key in scope}
         fastapi = scope.get("fastapi")
         self.fastapi: dict[str, Any] | None = None if fastapi is None else dict(fastapi)
+        self.taken = scope.get("route")
+        self.key = key_of(scope)
+
+
+def key_of(scope: Scope) -> Key:
+    """What is the same for all requests of one method that took one route, as long as that is kept."""
+    route, endpoint, context = named_by(scope)
+    return id(route), id(endpoint), id(context), scope["method"]
+
+
+def named_by(scope: Scope) -> tuple[Any, Any, Any]:
+    """The route, the endpoint and FastAPI's view of the route to which a request came."""
+    included = scope.get("fastapi")
+    context = None if included is None else included.get("effective_route_context")
+    return scope.get("route"), scope.get("endpoint"), context
 
 
 class RouteCache:
@@ -75,7 +90,7 @@ class RouteCache:
 
     def look_up(self, scope: Scope) -> Way | None:
         """Return the way of a request, whose scope is then as the app's router would have left it."""
-        way = self.paths[scope["path"]].get(scope["method"])
+        way = self.paths.get(scope["path"], {}).get(scope["method"])
         if (
             way is None
             or not scope.keys().isdisjoint(_SET_BY_ROUTERS)
@@ -94,10 +109,10 @@ class RouteCache:
             scope["fastapi"] = way.fastapi.copy()
         return way
 
-    def enter(self, scope: Scope, answer: Answers, holds: Holds, *others: tuple[Any, str]) -> None:
+    def enter(self, scope: Scope, answer: Answers, holds: Holds, *watched: tuple[Any, str]) -> None:
         """Take what answers the request with ``scope``, if the app's router brought it there.
 
-        It answers others as long as ``holds`` says so, and the attributes ``others`` stay.
+        It answers others as long as ``holds`` says so, and the attributes ``watched`` are what they are now.
         """
         if scope.get("path_params", True) or "app_root_path" in scope or scope["method"] not in METHODS:
             return  # app_root_path: a mount took part
@@ -111,7 +126,7 @@ class RouteCache:
         if snapshot is None or route is None or not holds(route, scope) or len(self.paths) >= _AT_MOST:
             self._refused.add(key)
             return
-        for owner, name in others:
+        for owner, name in watched:
             snapshot.note(owner, name)
         self.paths.setdefault(path, {})[method] = Way(scope, answer, holds, route, snapshot)
 

@@ -22,7 +22,6 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from tests.support import call, http_scope
 
 from asgi_mlperf import Plugin, Settings
-from asgi_mlperf.telemetry import requests
 from asgi_mlperf.telemetry.cells import SIZES
 from asgi_mlperf.telemetry.tallies import Tally
 
@@ -190,22 +189,6 @@ async def test_excluded_routes_are_in_no_series():
         await call(app, "/quiet")
         text = (await call(app, "/metrics")).body.decode()
     assert "quiet" not in text
-
-
-async def test_the_series_of_many_routes_are_found_anew_beyond_a_bound_and_count_on(monkeypatch):
-    monkeypatch.setattr(requests, "_AT_MOST", 3)
-    plugin, app = served(*(Route(f"/{n}", hello) for n in range(5)))
-    async with plugin.lifespan(app):
-        for _ in range(2):
-            for n in range(5):
-                await call(app, f"/{n}")
-        found = (await samples(app))["http_server_request_duration_seconds_count"]
-        (serving,) = plugin.servings.values()
-        (series,) = (each.__self__ for each in serving.closers if hasattr(each.__self__, "_taken"))
-        assert len(series._taken) <= 3
-    assert sorted((dict(labels)["http_route"], count) for labels, count in found.items()) == [
-        (f"/{n}", 2.0) for n in range(5)
-    ]
 
 
 @given(st.lists(st.floats(0, 20) | st.sampled_from(BOUNDS), max_size=40))

@@ -146,14 +146,15 @@ class Backlog:
     def _fill(
         self, line: OrderedDict[Item, None], now: float, room: Room, items: list[Item]
     ) -> tuple[float, str]:
-        ample, largest_size = now + room.ample_s, min(room.size, room.inline_size)
-        fitting = list(islice(line, int(min(room.items, largest_size)))) if room.is_uniform else []
-        if fitting and all(map(_WANTED, fitting)) and min(map(_DEADLINE, fitting)) >= ample:
-            for item in fitting:
+        most = int(min(room.items, room.size, room.inline_size)) if room.is_uniform else 0
+        first = list(islice(line, most + 1))  # and whom the batch is closed before
+        if most and all(map(_WANTED, first)) and min(map(_DEADLINE, first)) >= now + room.ample_s:
+            reason = room.lacks(most, most + 1.0) if len(first) > most else ""
+            items.extend(first[:most])
+            for item in items:
                 item.backlog = None
-            items.extend(fitting)
-            size, passed = float(len(fitting)), len(fitting)
-            reason = room.lacks(passed, size + 1) if passed < len(line) else ""
+            passed = len(items)
+            size = float(passed)
         else:
             size, passed, reason = self._fill_one_by_one(line, now, room, items)
         if passed == len(line):

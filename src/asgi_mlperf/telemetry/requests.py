@@ -9,6 +9,7 @@ from prometheus_client import Gauge
 from prometheus_client.metrics_core import GaugeMetricFamily
 
 from asgi_mlperf.exchange import CLIENT_LEFT, METHODS
+from asgi_mlperf.route_cache import key_of, named_by
 from asgi_mlperf.telemetry.cells import cells
 from asgi_mlperf.telemetry.files import Named
 from asgi_mlperf.telemetry.routes import RouteTemplates
@@ -16,8 +17,7 @@ from asgi_mlperf.telemetry.websockets import Websockets
 from asgi_mlperf.telemetry.workers import several_processes
 
 if TYPE_CHECKING:
-    from starlette.types import Scope
-
+    from asgi_mlperf.exchange import Key
     from asgi_mlperf.hooks import Closer, Exchange, Observer, Opener, Traffic
     from asgi_mlperf.telemetry.cells import Cell
     from asgi_mlperf.telemetry.instruments import Instruments
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 ENCODE_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 Observe = Callable[[float, int, int], None]
-_AT_MOST = 10_000
 OTHER = "_OTHER"
 """The label of methods outside the known set, as in OpenTelemetry."""
 
@@ -53,22 +52,6 @@ class _ByFormat(dict[str, "Callable[[float], None]"]):
         return observe
 
 
-def _of_way(scope: Scope) -> tuple[Any, Any, Any]:
-    """What the app's router and FastAPI's found for a request."""
-    included = scope.get("fastapi")
-    context = None if included is None else included.get("effective_route_context")
-    return scope.get("route"), scope.get("endpoint"), context
-
-
-def _way(exchange: Exchange) -> tuple[object, ...] | None:
-    """What is the same for all requests of one method that the same route answers; None where none does."""
-    scope = exchange.scope
-    if scope.get("root_path", "") != exchange.root_path or scope["method"] not in METHODS:
-        return None  # a mount took part, of which the leaf knows nothing
-    route, endpoint, context = _of_way(scope)
-    return None if route is None else (id(route), id(endpoint), id(context), scope["method"])
-
-
 class RequestSeries:
     """Counts each request once, when it ends.
 
@@ -81,7 +64,7 @@ class RequestSeries:
     ) -> None:
         """Create the series; ``app`` is where route templates come from."""
         # With what they stand for, so that no id is used again.
-        self._taken: dict[tuple[object, int], tuple[Observe, Any]] = {}
+        self._taken: dict[tuple[Key, int], tuple[Observe, Any]] = {}
         self._cells: dict[tuple[str, str, int], Cell] = {}
         self._templates = RouteTemplates(app)
         self.route_of = self._templates.route_of
@@ -134,9 +117,13 @@ class RequestSeries:
         self.closers = (note,)
 
     def _ended(self, exchange: Exchange) -> None:
-        way = exchange.way or _way(exchange)
-        taken = self._taken.get((way, exchange.status))
-        observe = self._take(way, exchange) if taken is None else taken[0]
+        scope, way = exchange.scope, exchange.way
+        if scope.get("root_path", "") != exchange.root_path:
+            observe = self._cell(exchange).observe  # a mount took part, of which the leaf knows nothing
+        else:
+            key = way.key if way is not None and scope.get("route") is way.taken else key_of(scope)
+            taken = self._taken.get((key, exchange.status))
+            observe = self._take(key, exchange) if taken is None else taken[0]
         observe(exchange.ended_at - exchange.started_at, exchange.received_bytes, exchange.sent_bytes)
         for format_, seconds in exchange.encodings:
             self._encode[format_](seconds)
@@ -144,12 +131,10 @@ class RequestSeries:
             seconds = exchange.streamed_at - exchange.started_at
             self._first_byte.labels(self._templates.route_of(exchange)).observe(seconds)
 
-    def _take(self, way: object, exchange: Exchange) -> Observe:
-        observe = self._cell(exchange).observe
-        if way is not None:
-            if len(self._taken) >= _AT_MOST:
-                self._taken.clear()
-            self._taken[way, exchange.status] = observe, _of_way(exchange.scope)
+    def _take(self, key: Key, exchange: Exchange) -> Observe:
+        observe, named = self._cell(exchange).observe, named_by(exchange.scope)
+        if named[0] is not None and exchange.scope["method"] in METHODS:
+            self._taken[key, exchange.status] = observe, named
         return observe
 
     def _went_on(self, exchange: Exchange, seconds: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from starlette._exception_handler import wrap_app_handling_exceptions  # as Starlette and FastAPI do
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from asgi_mlperf.wire.responses import ORJSONResponse
 
@@ -60,21 +60,22 @@ class Routed:
         await self.send({"type": "http.response.body", "body": body})
 
 
-def request_of(asked: Asked) -> Request:
-    """Return the request as Starlette has it, for those who want to know more of it."""
+def request_of(asked: Asked, error: Exception | None = None) -> Request:
+    """Return the request as Starlette has it, for who wants to know more of it, also after an ``error``."""
     request = Request(asked.scope, asked.receive, asked.send)
     request._stream_consumed = asked.is_read  # noqa: SLF001 - as if it had been read through this one
+    request._is_disconnected = isinstance(error, ClientDisconnect)  # noqa: SLF001 - the same
     return request
 
 
-def send_answer(answer: bytes | Response, asked: Asked) -> Awaitable[None]:
+def send_answer(answer: bytes | Response, asked: Asked, request: Request | None) -> Awaitable[None]:
     """Send a response, or what an ``ORJSONResponse`` with this body would.
 
-    What a response raises goes to the handlers of the app.
+    What a response raises goes to the handlers of the app, with ``request`` if there is one already.
     """
     if isinstance(answer, bytes):
         headers = [(b"content-length", b"%d" % len(answer)), (b"content-type", b"application/json")]
         return asked.answer({"type": "http.response.start", "status": 200, "headers": headers}, answer)
     only_sends = type(answer) is ORJSONResponse and hasattr(answer, "body") and not answer.background
-    app = answer if only_sends else wrap_app_handling_exceptions(answer, request_of(asked))
+    app = answer if only_sends else wrap_app_handling_exceptions(answer, request or request_of(asked))
     return app(asked.scope, asked.receive, asked.send)

@@ -35,26 +35,18 @@ def is_masked(value: object) -> bool:
     return ma is not None and isinstance(value, getattr(ma, "MaskedArray", ()))
 
 
-def is_usual(value: Any) -> bool:
-    """Whether ``value`` is an array that :func:`dumps` writes right, or refuses for its layout."""
-    np = sys.modules.get("numpy")
-    return np is not None and type(value) is np.ndarray and id(value.dtype) in _known_dtypes()
-
-
 def is_numbers(value: Any) -> bool:
     """Whether ``value`` is a NumPy array or scalar that :func:`dumps` writes right as it is."""
-    if is_usual(value):
-        return bool(value.ndim and value.flags.c_contiguous)
     np = sys.modules.get("numpy")
-    return np is not None and isinstance(value, (np.ndarray, np.generic)) and _ready(value)
+    if np is None:
+        return False
+    if type(value) is np.ndarray and id(value.dtype) in _known_dtypes():
+        return bool(value.ndim and value.flags.c_contiguous)
+    return isinstance(value, (np.ndarray, np.generic)) and _ready(value)
 
 
 def dumps(numbers: object) -> bytes:
-    """The JSON text of what :func:`is_numbers` accepts; NaN and infinities become ``null``.
-
-    Raises:
-        orjson.JSONEncodeError: an array without axes, or not in C order.
-    """
+    """The JSON text of what :func:`is_numbers` accepts; NaN and infinities become ``null``."""
     return orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
 
 

@@ -16,7 +16,7 @@ from asgi_mlperf.wire.casting import checked, refused
 from asgi_mlperf.wire.endpoints import Endpoint
 from asgi_mlperf.wire.json_arrays import read_array, read_text
 from asgi_mlperf.wire.received import Received, is_untouched, light, may_be_light, received, with_first
-from asgi_mlperf.wire.responses import json_settings
+from asgi_mlperf.wire.responses import Lightness
 from asgi_mlperf.wire.shapes import Shape
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Body(abc.ABC, Generic[Content]):
                 declared; says where.
         """
         if is_untouched(request):
-            asked = Routed(request.scope, request.receive, _nowhere)
+            asked = Routed(request.scope, request.receive, request._send)  # noqa: SLF001 - nothing is sent
             try:
                 return await self.of(asked)
             except ClientDisconnect:
@@ -54,13 +54,18 @@ class Body(abc.ABC, Generic[Content]):
         headers = dict(request.scope["headers"])
         return await self._taken(await received(request, headers), media_type(headers), headers)
 
+    @property
+    def own(self) -> Callable[[Asked], Awaitable[Content]] | None:
+        """What a call comes to, without Starlette's request; None where a subclass does something else."""
+        return self.of if type(self).__call__ is Body.__call__ else None
+
     async def of(self, asked: Asked) -> Content:
         """The same, of a request of which nobody has read anything."""
-        headers, settings, receive = dict(asked.scope["headers"]), json_settings.get(), asked.receive
-        if may_be_light(headers, settings):
+        headers, lightness, receive = dict(asked.scope["headers"]), Lightness.now(), asked.receive
+        if may_be_light(headers, lightness):
             # Past a request's stream: to make and end that generator takes nearly as long as all the rest.
             message = await asked.first()
-            text = light(message, settings)
+            text = light(message, lightness)
             if text is not None:
                 asked.is_read = True
                 kind = media_type(headers)
@@ -82,7 +87,7 @@ class Body(abc.ABC, Generic[Content]):
         methods=["POST"])])``. The shortest way to a small model: nothing stands between body, function and
         answer that they do not need. ``func`` may return what an ``ORJSONResponse`` says, or a ``Response``.
         """
-        return Endpoint(self.of, func)
+        return Endpoint(self, func)
 
     async def _taken(self, body: Received, kind: str, headers: Mapping[bytes, bytes]) -> Content:
         if body.is_heavy or (kind != formats.JSON and formats.must_load(kind)):
@@ -140,10 +145,6 @@ class ArrayBody(Body["NDArray[Any]"]):
         else:
             array = _only(read_named(body, kind, [formats.NPY, formats.RAW]))
         return checked(array, self.dtype, self.shape, finite=self.finite)
-
-
-async def _nowhere(_message: object) -> None:
-    raise NotImplementedError  # a body is only read
 
 
 def _only(arrays: dict[str, NDArray[Any]]) -> NDArray[Any]:

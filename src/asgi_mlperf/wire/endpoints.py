@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from starlette.responses import Response
 from starlette.routing import Route
@@ -13,14 +13,27 @@ from asgi_mlperf.wire.answering import Routed, request_of, send_answer
 from asgi_mlperf.wire.responses import ORJSONResponse, light_text
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
+    from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
     from asgi_mlperf.route_cache import Holds
     from asgi_mlperf.wire.answering import Asked
 
 Content = TypeVar("Content")
+Content_co = TypeVar("Content_co", covariant=True)
+
+
+class Reads(Protocol[Content_co]):
+    """Reads something from the body of a request."""
+
+    @property
+    def own(self) -> Callable[[Asked], Awaitable[Content_co]] | None:
+        """The same without Starlette's request; None where a call does something else."""
+
+    async def __call__(self, request: Request, /) -> Content_co:
+        """Return what is in it."""
 
 
 class Endpoint(Generic[Content]):
@@ -33,37 +46,41 @@ class Endpoint(Generic[Content]):
     __name__: str
     __wrapped__: Callable[[Content], Awaitable[object]]
 
-    def __init__(
-        self,
-        read: Callable[[Asked], Awaitable[Content]],
-        func: Callable[[Content], Awaitable[object]],
-    ) -> None:
-        """Call ``func`` with what ``read`` finds in the request."""
+    def __init__(self, body: Reads[Content], func: Callable[[Content], Awaitable[object]]) -> None:
+        """Call ``func`` with what ``body`` reads from the request."""
         functools.update_wrapper(cast("Callable[..., Any]", self), func)
         # Afterwards: a batched function's own attributes may have this name.
-        self._answer = _answering(read, func)
+        self._answer = _answering(body, func)
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         cache = scope.get(SCOPE_KEY)
-        if cache is not None:
-            cache.enter(scope, self._answer, _holds(self))
-        return self._answer(Routed(scope, receive, send))
+        if cache is not None and type(self).__call__ is Endpoint.__call__:
+            cache.enter(scope, self._answer, _holds(self), (Endpoint, "__call__"))
+        await self._answer(Routed(scope, receive, send))
 
 
 def _answering(
-    read: Callable[[Asked], Awaitable[Content]], func: Callable[[Content], Awaitable[object]]
-) -> Callable[[Asked], Coroutine[Any, Any, None]]:
+    body: Reads[Content], func: Callable[[Content], Awaitable[object]]
+) -> Callable[[Asked], Awaitable[None]]:
+    own = body.own
+
     async def answer(asked: Asked) -> None:
+        request = None
         try:
-            result = await func(await read(asked))
+            if own is None:
+                request = request_of(asked)
+                content = await body(request)
+            else:
+                content = await own(asked)
+            result = await func(content)
             found: bytes | Response | None = light_text(result)
             if found is None:
                 found = result if isinstance(result, Response) else ORJSONResponse(result)
         except Exception as error:  # noqa: BLE001 - raised again where the app's handlers take it
-            await answer_error(error, request_of(asked), asked.send)
+            await answer_error(error, request or request_of(asked, error), asked.send)
             return
-        await send_answer(found, asked)
+        await send_answer(found, asked, request)
 
     return answer
 

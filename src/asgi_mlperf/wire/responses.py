@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 from anyio import to_thread
@@ -57,31 +56,43 @@ class JSONSettings(BaseModel):
         description="Request bodies read into arrays may have this many bytes; larger ones get 413.",
     )
 
-    @cached_property
+    @property
     def is_plain(self) -> bool:
         """Whether one orjson call says everything as it is asked for."""
         return self.nan == "null" and self.float_digits is None
 
-    @cached_property
-    def light_bytes(self) -> int:
-        """A body of fewer bytes is neither heavy nor too large."""
-        return min(self.offload_bytes, self.body_limit_bytes + 1)
 
-    @cached_property
-    def light_digits(self) -> int:
-        """A body whose length is written in so many digits is light, whatever they are."""
-        return len(str(self.light_bytes)) - 1
+class Lightness:
+    """What decides of a body whether it is light, worked out once for settings that are in force for long."""
 
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """As for any model, without what was found for other values."""
-        copied = super().model_copy(update=update, deep=deep)
-        for name in ("is_plain", "light_bytes", "light_digits"):
-            copied.__dict__.pop(name, None)
-        return copied
+    __slots__ = ("below_bytes", "digits", "is_plain", "offload_bytes", "settings")
+
+    def __init__(self, settings: JSONSettings) -> None:
+        """Work it out.
+
+        A body of fewer than ``below_bytes`` is neither heavy nor too large, and so is one whose length has
+        at most so many ``digits``.
+        """
+        self.settings = settings
+        self.is_plain = settings.is_plain
+        self.offload_bytes = settings.offload_bytes
+        self.below_bytes = min(settings.offload_bytes, settings.body_limit_bytes + 1)
+        self.digits = len(str(self.below_bytes)) - 1
+
+    @classmethod
+    def now(cls) -> Lightness:
+        """That of the settings in force."""
+        global _lightness  # noqa: PLW0603 - the latest; there is hardly ever another
+        settings, known = json_settings.get(), _lightness
+        if known.settings is not settings:
+            known = _lightness = cls(settings)
+        return known
 
 
 json_settings: ContextVar[JSONSettings] = ContextVar("json_settings", default=JSONSettings())  # noqa: B039 - frozen
 """The settings in force for the current request."""
+
+_lightness = Lightness(json_settings.get())
 
 
 def light_text(content: object) -> bytes | None:
@@ -89,11 +100,11 @@ def light_text(content: object) -> bytes | None:
 
     None for all else, which the response itself writes.
     """
-    settings = json_settings.get()
-    if not settings.is_plain or not (arrays.is_usual(content) or arrays.is_numbers(content)):
+    lightness = Lightness.now()
+    if not lightness.is_plain or not arrays.is_numbers(content):
         return None
     size: int = content.nbytes  # type: ignore[attr-defined] # NumPy's
-    if size * TEXT_PER_BYTE >= settings.offload_bytes:
+    if size * TEXT_PER_BYTE >= lightness.offload_bytes:
         return None
     began = clock()
     try:

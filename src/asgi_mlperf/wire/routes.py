@@ -83,7 +83,8 @@ class ORJSONRoute(APIRoute):
         if short is None:
             return super().handle(scope, receive, send)
         cache = scope.get(SCOPE_KEY)
-        if cache is not None and type(self).handle is _HANDLE:
+        kind = type(self)
+        if cache is not None and kind.handle is _HANDLE and kind.__mro__[-len(_CLASSES) :] == _CLASSES:
             holds = self._holds(source, short)
             cache.enter(scope, short.answer, holds, (APIRoute, "handle"), (Route, "handle"))
         return short.answer(Routed(scope, receive, send))  # not awaited: a coroutine less in every request
@@ -124,7 +125,7 @@ class ORJSONRoute(APIRoute):
         return self if context is None or context.original_route is not self else context
 
 
-_HANDLE = ORJSONRoute.handle
+_HANDLE, _CLASSES = ORJSONRoute.handle, ORJSONRoute.__mro__
 
 
 def parsed(parser: ArrayBody | TableBody) -> Any:

@@ -126,41 +126,42 @@ def short_way(
         return await (short if applies(request.scope) else handler)(request)
 
     if found["dependant"].request_param_name is None:  # else it may look for FastAPI's exit stacks
-        answering = _answering(short, found, takes, declared, answer)
-        setattr(respond, _SHORT_WAY, ShortWay(respond, applies, answering))
+        responding = _responding(short, found, takes, declared, answer)
+        setattr(respond, _SHORT_WAY, ShortWay(respond, applies, responding))
     return respond
 
 
-def _answering(
+def _responding(
     short: Callable[[Request], Coroutine[Any, Any, Any]],
     found: dict[str, Any],
     takes: dict[str, Callable[..., Any]],
     declared: Callable[..., Any],
     answer: Answer,
 ) -> Callable[[Asked], Coroutine[Any, Any, None]]:
-    dependant, is_coroutine = found["dependant"], found["is_coroutine"]
+    dependant = found["dependant"]
     around = dependant.call
     name, reader = next(iter(takes.items()), ("", None))  # there is no second
-    body = getattr(reader, PARSER) if getattr(reader, "__code__", None) is _READER else None
+    own = getattr(reader, PARSER).own if getattr(reader, "__code__", None) is _READER else None
+    is_direct = found["is_coroutine"] and (reader is None or own is not None)
 
     async def respond(asked: Asked) -> None:
+        request = None
         try:
-            if is_coroutine and dependant.call is around:  # as ``short``, with coroutines less
+            if is_direct and dependant.call is around:  # as ``short``, with coroutines less
                 values = {}
-                if body is not None:
+                if own is not None:
                     try:
-                        values[name] = await body.of(asked)
+                        values[name] = await own(asked)
                     except BodyRefused as refusal:
                         raise _as_fastapi(refusal) from refusal
-                elif reader is not None:
-                    values[name] = await reader(request_of(asked))
                 sent = answer.shortest(await declared(**values))
             else:
-                sent = await short(request_of(asked))
+                request = request_of(asked)
+                sent = await short(request)
         except Exception as error:  # noqa: BLE001 - raised again where the app's handlers take it
-            await answer_error(error, request_of(asked), asked.send)
+            await answer_error(error, request or request_of(asked, error), asked.send)
             return
-        await send_answer(sent, asked)
+        await send_answer(sent, asked, request)
 
     return respond
 
