@@ -118,10 +118,11 @@ class RequestSeries:
 
     def _ended(self, exchange: Exchange) -> None:
         scope, way = exchange.scope, exchange.way
-        if scope.get("root_path", "") != exchange.root_path:
+        is_as_ever = way is not None and scope.get("route") is way.taken  # and no endpoint that passed it on
+        if not is_as_ever and scope.get("root_path", "") != exchange.root_path:
             observe = self._cell(exchange).observe  # a mount took part, of which the leaf knows nothing
         else:
-            key = way.key if way is not None and scope.get("route") is way.taken else key_of(scope)
+            key = way.key if is_as_ever else key_of(scope)  # type: ignore[union-attr] # as was asked
             taken = self._taken.get((key, exchange.status))
             observe = self._take(key, exchange) if taken is None else taken[0]
         observe(exchange.ended_at - exchange.started_at, exchange.received_bytes, exchange.sent_bytes)

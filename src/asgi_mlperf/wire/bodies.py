@@ -16,7 +16,7 @@ from asgi_mlperf.wire.casting import checked, refused
 from asgi_mlperf.wire.endpoints import Endpoint
 from asgi_mlperf.wire.json_arrays import read_array, read_text
 from asgi_mlperf.wire.received import Received, is_untouched, light, may_be_light, received, with_first
-from asgi_mlperf.wire.responses import Lightness
+from asgi_mlperf.wire.responses import lightness
 from asgi_mlperf.wire.shapes import Shape
 
 if TYPE_CHECKING:
@@ -61,11 +61,11 @@ class Body(abc.ABC, Generic[Content]):
 
     async def of(self, asked: Asked) -> Content:
         """The same, of a request of which nobody has read anything."""
-        headers, lightness, receive = dict(asked.scope["headers"]), Lightness.now(), asked.receive
-        if may_be_light(headers, lightness):
+        headers, limits, receive = dict(asked.scope["headers"]), lightness(), asked.receive
+        if may_be_light(headers, limits):
             # Past a request's stream: to make and end that generator takes nearly as long as all the rest.
             message = await asked.first()
-            text = light(message, lightness)
+            text = light(message, limits)
             if text is not None:
                 asked.is_read = True
                 kind = media_type(headers)

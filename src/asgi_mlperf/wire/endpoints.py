@@ -55,7 +55,7 @@ class Endpoint(Generic[Content]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         cache = scope.get(SCOPE_KEY)
-        if cache is not None and type(self).__call__ is Endpoint.__call__:
+        if cache is not None and type(self).__call__ is _CALL:
             cache.enter(scope, self._answer, _holds(self), (Endpoint, "__call__"))
         await self._answer(Routed(scope, receive, send))
 
@@ -99,4 +99,5 @@ def _holds(endpoint: Endpoint[Any]) -> Holds:
     return holds
 
 
+_CALL = Endpoint.__call__
 _HANDLE = Route.handle if is_frameworks(Route.handle) else None

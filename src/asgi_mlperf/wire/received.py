@@ -63,17 +63,17 @@ class Received:
                 self.pace.breathe()
 
 
-def may_be_light(headers: Mapping[bytes, bytes], lightness: Lightness) -> bool:
+def may_be_light(headers: Mapping[bytes, bytes], limits: Lightness) -> bool:
     """Whether what the client says of a body leaves nothing to refuse and nothing to prepare for."""
-    return len(headers.get(b"content-length", b"")) <= lightness.digits and b"content-encoding" not in headers
+    return len(headers.get(b"content-length", b"")) <= limits.digits and b"content-encoding" not in headers
 
 
-def light(message: Message, lightness: Lightness) -> bytes | None:
+def light(message: Message, limits: Lightness) -> bytes | None:
     """The body, if ``message`` is all of it and it is light."""
     if message["type"] != "http.request" or message.get("more_body"):
         return None
     body = message.get("body") or b""
-    return bytes(body) if len(body) < lightness.below_bytes else None
+    return bytes(body) if len(body) < limits.below_bytes else None
 
 
 def is_untouched(request: Request) -> bool:

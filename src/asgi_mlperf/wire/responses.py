@@ -79,15 +79,6 @@ class Lightness:
         self.below_bytes = min(settings.offload_bytes, settings.body_limit_bytes + 1)
         self.digits = len(str(self.below_bytes)) - 1
 
-    @classmethod
-    def now(cls) -> Lightness:
-        """That of the settings in force."""
-        global _lightness  # noqa: PLW0603 - the latest; there is hardly ever another
-        settings, known = json_settings.get(), _lightness
-        if known.settings is not settings:
-            known = _lightness = cls(settings)
-        return known
-
 
 json_settings: ContextVar[JSONSettings] = ContextVar("json_settings", default=JSONSettings())  # noqa: B039 - frozen
 """The settings in force for the current request."""
@@ -95,16 +86,25 @@ json_settings: ContextVar[JSONSettings] = ContextVar("json_settings", default=JS
 _lightness = Lightness(json_settings.get())
 
 
+def lightness() -> Lightness:
+    """What is light by the settings in force."""
+    global _lightness  # noqa: PLW0603 - the latest; there is hardly ever another
+    settings, known = json_settings.get(), _lightness
+    if known.settings is not settings:
+        known = _lightness = Lightness(settings)
+    return known
+
+
 def light_text(content: object) -> bytes | None:
     """The body of an :class:`ORJSONResponse` to a light array of numbers, which most models answer.
 
     None for all else, which the response itself writes.
     """
-    lightness = Lightness.now()
-    if not lightness.is_plain or not arrays.is_numbers(content):
+    light = lightness()
+    if not light.is_plain or not arrays.is_numbers(content):
         return None
     size: int = content.nbytes  # type: ignore[attr-defined] # NumPy's
-    if size * TEXT_PER_BYTE >= lightness.offload_bytes:
+    if size * TEXT_PER_BYTE >= light.offload_bytes:
         return None
     began = clock()
     try:
