@@ -153,7 +153,7 @@ async def test_what_somebody_made_of_a_body_or_an_endpoint_is_asked_each_time(mo
             asked.append("body")
             return await super().__call__(request)
 
-    class Logged(Endpoint):
+    class Logged(Endpoint[Any]):
         async def __call__(self, scope, receive, send):
             asked.append("endpoint")
             await super().__call__(scope, receive, send)
@@ -252,10 +252,11 @@ async def test_the_plugins_own_paths_are_its_own_also_where_a_way_is_known():
     async with plugin.lifespan(app):
         for _ in range(2):
             assert await ask(app, "/it", RIGHT, method="GET") == (200, b"[1.0,2.0]")
-        (loop, serving), *_ = plugin.servings.items()
-        plugin.servings[loop] = replace(serving, endpoints={"/it": plugins})
+        servings: Any = plugin.servings
+        (loop, serving), *_ = servings.items()
+        servings[loop] = replace(serving, endpoints={"/it": plugins})
         assert await ask(app, "/it", RIGHT, method="GET") == (200, b"the plugin's")
-        plugin.servings[loop] = serving
+        servings[loop] = serving
 
 
 def test_what_is_light_is_worked_out_once_for_the_same_settings():
