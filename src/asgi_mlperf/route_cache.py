@@ -57,15 +57,9 @@ class Way:
 
 def key_of(scope: Scope) -> Key:
     """What is the same for all requests of one method that took one route, as long as that is kept."""
-    route, endpoint, context = named_by(scope)
-    return id(route), id(endpoint), id(context), scope["method"]
-
-
-def named_by(scope: Scope) -> tuple[Any, Any, Any]:
-    """The route, the endpoint and FastAPI's view of the route to which a request came."""
     included = scope.get("fastapi")
     context = None if included is None else included.get("effective_route_context")
-    return scope.get("route"), scope.get("endpoint"), context
+    return id(scope.get("route")), id(scope.get("endpoint")), id(context), scope["method"]
 
 
 class RouteCache:

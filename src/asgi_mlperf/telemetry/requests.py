@@ -9,7 +9,7 @@ from prometheus_client import Gauge
 from prometheus_client.metrics_core import GaugeMetricFamily
 
 from asgi_mlperf.exchange import CLIENT_LEFT, METHODS
-from asgi_mlperf.route_cache import key_of, named_by
+from asgi_mlperf.route_cache import key_of
 from asgi_mlperf.telemetry.cells import cells
 from asgi_mlperf.telemetry.files import Named
 from asgi_mlperf.telemetry.routes import RouteTemplates
@@ -133,9 +133,10 @@ class RequestSeries:
             self._first_byte.labels(self._templates.route_of(exchange)).observe(seconds)
 
     def _take(self, key: Key, exchange: Exchange) -> Observe:
-        observe, named = self._cell(exchange).observe, named_by(exchange.scope)
-        if named[0] is not None and exchange.scope["method"] in METHODS:
-            self._taken[key, exchange.status] = observe, named
+        observe, scope = self._cell(exchange).observe, exchange.scope
+        if scope.get("route") is not None and scope["method"] in METHODS:
+            context = scope.get("fastapi", {}).get("effective_route_context")
+            self._taken[key, exchange.status] = observe, (scope["route"], scope.get("endpoint"), context)
         return observe
 
     def _went_on(self, exchange: Exchange, seconds: float) -> None:
