@@ -76,6 +76,10 @@ class Way(Protocol):
     def taken(self) -> object:
         """The route in their scope."""
 
+    @property
+    def endpoint(self) -> object:
+        """The endpoint there."""
+
 
 class Exchange:
     """One HTTP request and its response, from the first look until the last message is handed to the server.

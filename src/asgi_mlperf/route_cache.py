@@ -39,7 +39,18 @@ _EXIT_STACK = "fastapi.middleware.asyncexitstack"
 class Way:
     """How requests of one method and path come to what answers them, and what their scope holds there."""
 
-    __slots__ = ("answer", "fastapi", "holds", "kept", "key", "root_path", "route", "snapshot", "taken")
+    __slots__ = (
+        "answer",
+        "endpoint",
+        "fastapi",
+        "holds",
+        "kept",
+        "key",
+        "root_path",
+        "route",
+        "snapshot",
+        "taken",
+    )
 
     def __init__(self, scope: Scope, answer: Answers, holds: Holds, route: Any, snapshot: _Snapshot) -> None:
         """Remember ``scope`` as it is now."""
@@ -51,7 +62,7 @@ class Way:
         self.kept = {key: scope[key] for key in _KEPT if key in scope}
         fastapi = scope.get("fastapi")
         self.fastapi: dict[str, Any] | None = None if fastapi is None else dict(fastapi)
-        self.taken = scope.get("route")
+        self.taken, self.endpoint = scope.get("route"), scope.get("endpoint")
         self.key = key_of(scope)
 
 

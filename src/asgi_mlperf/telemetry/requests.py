@@ -118,7 +118,9 @@ class RequestSeries:
 
     def _ended(self, exchange: Exchange) -> None:
         scope, way = exchange.scope, exchange.way
-        is_as_ever = way is not None and scope.get("route") is way.taken  # and no endpoint that passed it on
+        is_as_ever = (  # and no endpoint passed it on
+            way is not None and scope.get("route") is way.taken and scope.get("endpoint") is way.endpoint
+        )
         if not is_as_ever and scope.get("root_path", "") != exchange.root_path:
             observe = self._cell(exchange).observe  # a mount took part, of which the leaf knows nothing
         else:
