@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from uvicorn.importer import import_from_string
 
 from asgi_mlperf.cli import main, run
 from asgi_mlperf.settings import Settings
+from asgi_mlperf.wire.coalescing import CoalescingProtocol
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -103,7 +105,35 @@ def test_few_heaps_keep_what_requests_free_unless_switched_off():
 @pytest.mark.parametrize("off", [{"enabled": False}, {"threads": {"enabled": False}}])
 def test_what_is_switched_off_is_not_set(off):
     _, variables, _ = run.plan(options("--", "app:app"), Settings(**off), {}, lambda _name: None)
-    assert variables.keys() <= {"ASGI_MLPERF_WORKERS"}
+    assert variables.keys() <= {"ASGI_MLPERF_WORKERS", "UVICORN_HTTP"}
+    assert ("UVICORN_HTTP" in variables) is ("enabled" not in off)
+
+
+def test_uvicorn_writes_each_response_at_once_unless_told_how():
+    _, variables, summary = plan("--", "app:app")
+    protocol = import_from_string(variables["UVICORN_HTTP"])
+    assert protocol is CoalescingProtocol
+    assert "a write for each response" in summary
+    _, variables, summary = plan("--", "app:app", environ={"UVICORN_HTTP": "h11"})
+    assert "UVICORN_HTTP" not in variables
+    assert "left as set: UVICORN_HTTP" in summary
+    assert "a write for each response" not in summary
+
+
+@pytest.mark.parametrize("server", ["gunicorn", "hypercorn", "granian"])
+def test_other_servers_write_as_they_do(server):
+    assert "UVICORN_HTTP" not in plan("--server", server, "--", "app:app")[1]
+
+
+@pytest.mark.parametrize(("version", "takes"), [("0.35.1", False), ("0.36.0", True), ("1.0", True)])
+def test_a_uvicorn_that_takes_no_protocol_by_name_is_left_alone(monkeypatch, version, takes):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    assert ("UVICORN_HTTP" in plan("--", "app:app")[1]) is takes
+
+
+def test_a_uvicorn_without_httptools_is_left_alone(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "UVICORN_HTTP" not in plan("--", "app:app")[1]
 
 
 def test_an_allocator_is_preloaded_only_if_asked_and_found(tmp_path):

@@ -27,6 +27,7 @@ PACKAGE = str(Path(asgi_mlperf.__file__).parents[1])
 COMMANDS = {
     "uvicorn": "uvicorn served:app --host 127.0.0.1 --port {port}",
     "uvicorn --workers 2": "uvicorn served:app --host 127.0.0.1 --port {port} --workers 2",
+    "asgi-mlperf run": "asgi_mlperf run -- served:app --host 127.0.0.1 --port {port}",
     "uvicorn --reload": "uvicorn served:app --host 127.0.0.1 --port {port} --reload",
     "gunicorn": "gunicorn served:app -k uvicorn_worker.UvicornWorker -w 2 -b 127.0.0.1:{port}",
     "hypercorn": "hypercorn served:app -k asyncio -b 127.0.0.1:{port}",

@@ -82,7 +82,7 @@ SCENARIOS = {
         fail_after_the_response_started,
     )
 }
-SERVERS = ("uvicorn", "hypercorn -w 0", "granian")
+SERVERS = ("uvicorn", "asgi-mlperf run", "hypercorn -w 0", "granian")
 
 
 def seen(name: str, directory: Path, *, plugin: bool) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""``asgi-mlperf run``: start your own server with what native libraries read only when they are loaded."""
+"""``asgi-mlperf run``: start your own server with what is read only before the app is there."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -27,6 +28,7 @@ _COMMANDS = {
     "granian": ("--interface", "asgi"),
     "hypercorn": (),
 }
+_COALESCING = "asgi_mlperf.wire.coalescing:CoalescingProtocol"
 _LIBRARIES = (Path("/usr/lib"), Path("/usr/lib64"), Path("/usr/local/lib"), Path("/lib"))
 
 
@@ -80,6 +82,8 @@ def plan(
     )
     on = settings.enabled and settings.threads.enabled
     wanted = launch_variables(allowed.alone, environ) if on else {}
+    if settings.enabled and options.server == "uvicorn" and takes_protocols():
+        wanted["UVICORN_HTTP"] = _COALESCING
     left_alone = sorted(wanted.keys() & environ.keys())
     if on and settings.threads.keep_freed_memory:
         shared = heaps(budget.per_worker, memory_limit(), budget.workers)
@@ -95,6 +99,7 @@ def plan(
         f"{budget.cpus:g} CPUs ({budget.source})",
         f"{told.count} workers ({told.source})",
         f"{allowed.alone} native threads each",
+        *(["a write for each response"] if "UVICORN_HTTP" in variables else []),
         f"{options.allocator or 'allocator'} {allocator or 'not found' if options.allocator else 'as it is'}",
         *([f"left as set: {' '.join(left_alone)}"] if left_alone else []),
     ]
@@ -112,6 +117,13 @@ def _command(options: argparse.Namespace, workers: int | None) -> list[str]:
 
 def _default_worker_class(server: str, arguments: list[str]) -> bool:
     return server == "gunicorn" and not any(word.startswith(("-k", "--worker-class")) for word in arguments)
+
+
+def takes_protocols() -> bool:
+    """Whether uvicorn is here with httptools, and takes the name of a protocol (since 0.36)."""
+    if importlib.util.find_spec("httptools") is None:
+        return False
+    return tuple(map(int, importlib.metadata.version("uvicorn").split(".")[:2])) >= (0, 36)
 
 
 def find_allocator(name: str) -> Path | None:
