@@ -70,6 +70,7 @@ UVICORN = (
     "{python} -m uvicorn %s:app --port {port} --workers {workers}"
     " --no-access-log --no-proxy-headers --log-level warning"
 )
+COALESCING = f"{UVICORN} --http asgi_mlperf.wire.coalescing:CoalescingProtocol"
 GRANIAN = (
     "{python} -m granian %s:app --interface asgi --loop uvloop --port {port} --workers {workers}"
     " --no-access-log --log-level warning"
@@ -83,18 +84,19 @@ def all_contenders() -> list[Contender]:
     found = []
     for workers in (1, 2):
         found += [
-            Contender("asgi-mlperf", workers, UVICORN % "plugin_app", "/arrays", **ARRAYS),
+            Contender("asgi-mlperf", workers, COALESCING % "plugin_app", "/arrays", **ARRAYS),
             Contender(
                 "asgi-mlperf (FastAPI's defaults)",
                 workers,
-                "env FASTAPI_DEFAULTS=1 " + UVICORN % "plugin_app",
+                "env FASTAPI_DEFAULTS=1 " + COALESCING % "plugin_app",
                 "/arrays",
                 **ARRAYS,
             ),
-            Contender("asgi-mlperf (endpoint)", workers, UVICORN % "endpoint_app", "/arrays", **ARRAYS),
-            Contender("asgi-mlperf (Starlette)", workers, UVICORN % "starlette_app", "/arrays", **ARRAYS),
+            Contender("asgi-mlperf (endpoint)", workers, COALESCING % "endpoint_app", "/arrays", **ARRAYS),
+            Contender("asgi-mlperf (Starlette)", workers, COALESCING % "starlette_app", "/arrays", **ARRAYS),
+            Contender("asgi-mlperf (two writes)", workers, UVICORN % "plugin_app", "/arrays", **ARRAYS),
             Contender("asgi-mlperf (granian)", workers, GRANIAN % "plugin_app", "/arrays", **ARRAYS),
-            Contender("asgi-mlperf (stock's route)", workers, UVICORN % "plugin_app", "/lists"),
+            Contender("asgi-mlperf (stock's route)", workers, COALESCING % "plugin_app", "/lists"),
             Contender("FastAPI async", workers, UVICORN % "stock_app", "/async"),
             Contender("FastAPI def", workers, UVICORN % "stock_app", "/def"),
             Contender("mosec", workers, MOSEC % "mosec_server", "/inference", "mosec"),
