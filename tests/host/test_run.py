@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from uvicorn.importer import import_from_string
@@ -13,6 +14,8 @@ from uvicorn.importer import import_from_string
 from asgi_mlperf.cli import main, run
 from asgi_mlperf.settings import Settings
 from asgi_mlperf.wire.coalescing import CoalescingProtocol
+
+COALESCING = "asgi_mlperf.wire.coalescing:CoalescingProtocol"
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -28,7 +31,7 @@ def plan(*arguments: str, environ=None, find=lambda name: None, **settings):
 @pytest.mark.parametrize(
     ("server", "own"),
     [
-        ("uvicorn", []),
+        ("uvicorn", ["--http", COALESCING]),
         ("gunicorn", ["--worker-class", "uvicorn_worker.UvicornWorker"]),
         ("granian", ["--interface", "asgi"]),
         ("hypercorn", []),
@@ -104,36 +107,51 @@ def test_few_heaps_keep_what_requests_free_unless_switched_off():
 
 @pytest.mark.parametrize("off", [{"enabled": False}, {"threads": {"enabled": False}}])
 def test_what_is_switched_off_is_not_set(off):
-    _, variables, _ = run.plan(options("--", "app:app"), Settings(**off), {}, lambda _name: None)
-    assert variables.keys() <= {"ASGI_MLPERF_WORKERS", "UVICORN_HTTP"}
-    assert ("UVICORN_HTTP" in variables) is ("enabled" not in off)
+    command, variables, _ = run.plan(options("--", "app:app"), Settings(**off), {}, lambda _name: None)
+    assert variables.keys() <= {"ASGI_MLPERF_WORKERS"}
+    assert ("--http" in command) is ("enabled" not in off)
 
 
-def test_uvicorn_writes_each_response_at_once_unless_told_how():
-    _, variables, summary = plan("--", "app:app")
-    protocol = import_from_string(variables["UVICORN_HTTP"])
-    assert protocol is CoalescingProtocol
+def test_uvicorn_writes_each_response_at_once():
+    command, _, summary = plan("--workers", "2", "--", "app:app")
+    assert command[3] == "--http"
+    assert import_from_string(command[4]) is CoalescingProtocol
+    assert command[5:] == ["--workers", "2", "app:app"]
     assert "a write for each response" in summary
-    _, variables, summary = plan("--", "app:app", environ={"UVICORN_HTTP": "h11"})
-    assert "UVICORN_HTTP" not in variables
-    assert "left as set: UVICORN_HTTP" in summary
-    assert "a write for each response" not in summary
+
+
+def writes_at_once(*arguments: str, **more: Any) -> bool:
+    command, variables, summary = plan(*arguments, **more)
+    assert "UVICORN_HTTP" not in variables  # children of the app may have another uvicorn
+    says_so = "a write for each response" in summary
+    assert (COALESCING in command) is says_so
+    return says_so
+
+
+@pytest.mark.parametrize("chosen", [["--http", "h11"], ["--http=httptools"]])
+def test_an_http_implementation_that_is_chosen_is_kept(chosen):
+    assert not writes_at_once("--", "app:app", *chosen)
+    assert writes_at_once("--", "app:app", "--http2")
+
+
+def test_an_http_implementation_in_the_environment_is_kept():
+    assert not writes_at_once("--", "app:app", environ={"UVICORN_HTTP": "h11"})
 
 
 @pytest.mark.parametrize("server", ["gunicorn", "hypercorn", "granian"])
 def test_other_servers_write_as_they_do(server):
-    assert "UVICORN_HTTP" not in plan("--server", server, "--", "app:app")[1]
+    assert not writes_at_once("--server", server, "--", "app:app")
 
 
 @pytest.mark.parametrize(("version", "takes"), [("0.35.1", False), ("0.36.0", True), ("1.0", True)])
 def test_a_uvicorn_that_takes_no_protocol_by_name_is_left_alone(monkeypatch, version, takes):
     monkeypatch.setattr("importlib.metadata.version", lambda name: version)
-    assert ("UVICORN_HTTP" in plan("--", "app:app")[1]) is takes
+    assert writes_at_once("--", "app:app") is takes
 
 
 def test_a_uvicorn_without_httptools_is_left_alone(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "UVICORN_HTTP" not in plan("--", "app:app")[1]
+    monkeypatch.setitem(sys.modules, "httptools", None)
+    assert not writes_at_once("--", "app:app")
 
 
 def test_an_allocator_is_preloaded_only_if_asked_and_found(tmp_path):
@@ -175,7 +193,7 @@ def test_the_launcher_becomes_the_server(monkeypatch, capsys):
     became = {}
     monkeypatch.setattr(os, "execve", lambda path, command, environ: became.update(environ, command=command))
     assert main(["run", "--workers", "1", "--", "app:app"]) == 0
-    assert became["command"][1:] == ["-m", "uvicorn", "--workers", "1", "app:app"]
+    assert became["command"][1:] == ["-m", "uvicorn", "--http", COALESCING, "--workers", "1", "app:app"]
     assert became["OMP_WAIT_POLICY"] == "PASSIVE"
     assert capsys.readouterr().err.startswith("asgi-mlperf run: ")
 

@@ -127,6 +127,13 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await Response(taken, headers={"x-path": scope["path"]})(scope, receive, send)
 
 
+async def early(scope: Any, receive: Any, send: Any) -> None:
+    await send(start(413, content_length="3"))
+    while (await receive()).get("more_body", False):
+        pass
+    await send(body(b"abc"))
+
+
 async def chunks() -> AsyncIterator[bytes]:
     for number in range(3):
         yield b"%d" % number
@@ -161,6 +168,8 @@ APPS = {
     ),
     "error after the end": sending(start(content_length="1"), body(b"a"), error=RuntimeError("no")),
     "cancelled after the start": sending(start(content_length="3"), error=asyncio.CancelledError()),
+    "text": sending(start(content_length="3"), body("abc")),
+    "list": sending(start(content_length="3"), body([b"a", b"b", b"c"])),
     "no start": sending(),
     "no body": sending(start(content_length="3")),
     "no body of a stream": sending(start()),
@@ -170,6 +179,7 @@ APPS = {
     "too long": sending(start(content_length="3"), body(b"abcd")),
     "bad header": sending(start(bad="a\r\nb"), body()),
     "echo": echo,
+    "early": early,
 }
 REQUESTS = {
     "last": LAST,
@@ -236,6 +246,16 @@ async def test_the_head_of_a_stream_does_not_wait_for_its_first_part():
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
         first.set()
         assert b"abc" in await reader.read()
+
+
+@pytest.mark.parametrize("expect", [b"", b"expect: 100-continue\r\n"])
+async def test_the_head_of_an_answer_before_the_request_is_complete_is_not_held(expect):
+    head, sep, sent = REQUESTS["post"].partition(b"connection: close\r\n\r\n")
+    async with served(early) as server, asyncio.timeout(20), server.connection() as (reader, writer):
+        writer.write(head + expect + sep)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413 ")
+        writer.write(sent)
+        assert await reader.read() == b"abc"
 
 
 @pytest.mark.parametrize("has_started", [True, False])
@@ -333,13 +353,27 @@ async def test_under_a_uvicorn_that_it_does_not_know_responses_leave_as_without_
     assert len(server.writes) == 2
 
 
-def test_the_cycle_of_this_uvicorn_is_known_and_a_changed_one_would_be_told_of(caplog):
-    names = RequestResponseCycle.__init__.__code__.co_names
+def test_this_uvicorn_is_known_and_a_changed_one_would_be_told_of(caplog):
+    class Renamed(RequestResponseCycle):
+        def __init__(self) -> None:
+            self.connection = None
+
+        send = RequestResponseCycle.send
+
+    class InLines(RequestResponseCycle):
+        __init__ = RequestResponseCycle.__init__
+
+        async def send(self, message: Any) -> None:
+            self.transport.write(b"")
+            self.transport.writelines([b""])
+
     with caplog.at_level(logging.WARNING):
-        assert can_hold(names)
+        assert can_hold(RequestResponseCycle)
         assert not caplog.text
-        assert not can_hold([name for name in names if name != "transport"])
-    assert "does not know this uvicorn" in caplog.text
+        for changed in (Renamed, InLines):
+            caplog.clear()
+            assert not can_hold(changed)
+            assert "does not know this uvicorn" in caplog.text
 
 
 def test_without_httptools_the_error_names_what_to_install(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -82,8 +83,6 @@ def plan(
     )
     on = settings.enabled and settings.threads.enabled
     wanted = launch_variables(allowed.alone, environ) if on else {}
-    if settings.enabled and options.server == "uvicorn" and takes_protocols():
-        wanted["UVICORN_HTTP"] = _COALESCING
     left_alone = sorted(wanted.keys() & environ.keys())
     if on and settings.threads.keep_freed_memory:
         shared = heaps(budget.per_worker, memory_limit(), budget.workers)
@@ -95,15 +94,19 @@ def plan(
     allocator = find(options.allocator) if options.allocator else None
     if allocator is not None:
         variables["LD_PRELOAD"] = " ".join(filter(None, (str(allocator), environ.get("LD_PRELOAD"))))
+    command = _command(options, given)
+    coalesces = settings.enabled and _leaves_protocol_open(options, environ)
+    if coalesces:
+        command[3:3] = ["--http", _COALESCING]
     facts = [
         f"{budget.cpus:g} CPUs ({budget.source})",
         f"{told.count} workers ({told.source})",
         f"{allowed.alone} native threads each",
-        *(["a write for each response"] if "UVICORN_HTTP" in variables else []),
+        *(["a write for each response"] if coalesces else []),
         f"{options.allocator or 'allocator'} {allocator or 'not found' if options.allocator else 'as it is'}",
         *([f"left as set: {' '.join(left_alone)}"] if left_alone else []),
     ]
-    return _command(options, given), variables, f"asgi-mlperf run: {', '.join(facts)}"
+    return command, variables, f"asgi-mlperf run: {', '.join(facts)}"
 
 
 def _command(options: argparse.Namespace, workers: int | None) -> list[str]:
@@ -119,9 +122,15 @@ def _default_worker_class(server: str, arguments: list[str]) -> bool:
     return server == "gunicorn" and not any(word.startswith(("-k", "--worker-class")) for word in arguments)
 
 
-def takes_protocols() -> bool:
-    """Whether uvicorn is here with httptools, and takes the name of a protocol (since 0.36)."""
-    if importlib.util.find_spec("httptools") is None:
+def _leaves_protocol_open(options: argparse.Namespace, environ: Mapping[str, str]) -> bool:
+    """Whether nobody chose uvicorn's HTTP, and it would be httptools', and can be named (since 0.36)."""
+    if options.server != "uvicorn" or "UVICORN_HTTP" in environ:
+        return False
+    if any(word.split("=")[0] == "--http" for word in options.arguments):
+        return False
+    try:
+        importlib.import_module("httptools")
+    except ImportError:
         return False
     return tuple(map(int, importlib.metadata.version("uvicorn").split(".")[:2])) >= (0, 36)
 

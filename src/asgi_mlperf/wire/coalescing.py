@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import weakref
-from typing import TYPE_CHECKING, Any
 
 try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -13,24 +12,23 @@ except ImportError as error:
         f"CoalescingProtocol is uvicorn's with httptools: pip install 'uvicorn[standard]' ({error})"
     ) from error
 
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
 log = logging.getLogger("asgi_mlperf")
 
 COALESCED_BYTES = 64 * 1024
 """Bodies above this are written after their head, not copied behind it."""
 
 
-def can_hold(names: Collection[str]) -> bool:
-    """Whether cycles have these attributes, no public API of uvicorn's, that this looks at; else say so."""
-    has_all = {"chunked_encoding", "response_started", "scope", "transport"}.issubset(names)
-    if not has_all:
+def can_hold(cycle: type) -> bool:
+    """Whether uvicorn's class for a response, no public API, is as this takes it to be; else say so."""
+    attributes, calls = (vars(cycle)[name].__code__.co_names for name in ("__init__", "send"))
+    needed = {"chunked_encoding", "more_body", "response_started", "scope", "transport"}
+    fits = needed.issubset(attributes) and "write" in calls and "writelines" not in calls
+    if not fits:
         log.warning("CoalescingProtocol does not know this uvicorn: responses leave as they do without it")
-    return has_all
+    return fits
 
 
-_holds = can_hold(RequestResponseCycle.__init__.__code__.co_names)
+_holds = can_hold(RequestResponseCycle)
 
 
 class CoalescingProtocol(HttpToolsProtocol):
@@ -38,10 +36,11 @@ class CoalescingProtocol(HttpToolsProtocol):
 
     uvicorn writes the head when the app starts the response, and the body when that comes: two system
     calls, two packets, and two reads of the client. Here the head of a response with a ``content-length``
-    waits for the first of its body, which ASGI allows for every response. What is sent is the same, byte
-    for byte; a response that the app gives up after its start is cut off after its head, as before. Heads of
-    streams (chunked) and of answers to HEAD are not held. aiohttp writes small responses in the same way
-    (its pull request 10991).
+    waits for the first of its body, as ASGI allows. What is sent is the same, byte for byte, also where the
+    app fails in between; where the client shuts its side down in between, or the server is killed, it is
+    nothing instead of a head without a body. Heads of streams (chunked), of answers to HEAD and of answers
+    to requests that are not complete yet are not held: clients may wait for them. aiohttp writes small
+    responses in the same way (its pull request 10991).
     """
 
     def on_headers_complete(self) -> None:
@@ -68,7 +67,7 @@ class _Coalesced:
             self._transport.write(data)
         elif self._head:
             self._release(cycle, data)
-        elif cycle.chunked_encoding is False and cycle.scope["method"] != "HEAD":
+        elif cycle.chunked_encoding is False and not cycle.more_body and cycle.scope["method"] != "HEAD":
             self._head = data
         else:
             self._release(cycle, data)
@@ -79,13 +78,13 @@ class _Coalesced:
             self._release(cycle, b"")
         self._transport.close()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
     def _release(self, cycle: RequestResponseCycle, data: bytes) -> None:
-        cycle.transport = self._transport
-        if len(data) > COALESCED_BYTES:
-            self._transport.write(self._head)
-            self._transport.write(data)
+        if len(data) <= COALESCED_BYTES:
+            data = b"".join((self._head, data))
         else:
-            self._transport.write(self._head + data)
+            self._transport.write(self._head)
+        cycle.transport = self._transport
+        self._transport.write(data)
