@@ -28,6 +28,7 @@ COLOURS = {
     "asgi-mlperf": "#e6550d",
     "asgi-mlperf (endpoint)": "#cc4c02",
     "asgi-mlperf (Starlette)": "#a63603",
+    "asgi-mlperf (FastAPI's defaults)": "#fdd0a2",
     "asgi-mlperf (two writes)": "#fd8d3c",
     "asgi-mlperf (granian)": "#fdae6b",
     "asgi-mlperf (stock's route)": "#d4a017",

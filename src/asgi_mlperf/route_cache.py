@@ -66,11 +66,15 @@ class Way:
         self.key = key_of(scope)
 
 
+def context_of(scope: Scope) -> Any:
+    """What FastAPI says of the request's route in the router that includes it, None where none does."""
+    included = scope.get("fastapi")
+    return None if included is None else included.get("effective_route_context")
+
+
 def key_of(scope: Scope) -> Key:
     """What is the same for all requests of one method that took one route, as long as that is kept."""
-    included = scope.get("fastapi")
-    context = None if included is None else included.get("effective_route_context")
-    return id(scope.get("route")), id(scope.get("endpoint")), id(context), scope["method"]
+    return id(scope.get("route")), id(scope.get("endpoint")), id(context_of(scope)), scope["method"]
 
 
 class RouteCache:

@@ -9,7 +9,7 @@ from prometheus_client import Gauge
 from prometheus_client.metrics_core import GaugeMetricFamily
 
 from asgi_mlperf.exchange import CLIENT_LEFT, METHODS
-from asgi_mlperf.route_cache import key_of
+from asgi_mlperf.route_cache import context_of, key_of
 from asgi_mlperf.telemetry.cells import cells
 from asgi_mlperf.telemetry.files import Named
 from asgi_mlperf.telemetry.routes import RouteTemplates
@@ -137,8 +137,8 @@ class RequestSeries:
     def _take(self, key: Key, exchange: Exchange) -> Observe:
         observe, scope = self._cell(exchange).observe, exchange.scope
         if scope.get("route") is not None and scope["method"] in METHODS:
-            context = scope.get("fastapi", {}).get("effective_route_context")
-            self._taken[key, exchange.status] = observe, (scope["route"], scope.get("endpoint"), context)
+            kept = scope["route"], scope.get("endpoint"), context_of(scope)
+            self._taken[key, exchange.status] = observe, kept
         return observe
 
     def _went_on(self, exchange: Exchange, seconds: float) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from asgi_mlperf.route_cache import context_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -54,7 +56,7 @@ class RouteTemplates:
     def _leaf(self, scope: Scope, endpoint: Any, root_path: str) -> str:
         route = scope.get("route")
         if route is not None:
-            context = (scope.get("fastapi") or {}).get("effective_route_context")
+            context = context_of(scope)
             if context is not None and context.original_route is route:
                 return str(context.path_format)
             if getattr(route, "endpoint", None) is endpoint:

@@ -9,7 +9,7 @@ from fastapi import Depends
 from fastapi.routing import APIRoute
 from starlette.routing import Route
 
-from asgi_mlperf.route_cache import SCOPE_KEY
+from asgi_mlperf.route_cache import SCOPE_KEY, context_of
 from asgi_mlperf.wire.answering import Routed
 from asgi_mlperf.wire.bodies import ArrayBody
 from asgi_mlperf.wire.handlers import answering_handler
@@ -120,8 +120,7 @@ class ORJSONRoute(APIRoute):
 
     def _source(self, scope: Scope) -> Any:
         """What says how to answer: the route, or FastAPI's view of it where it is included."""
-        included = scope.get("fastapi")
-        context = None if included is None else included.get("effective_route_context")
+        context = context_of(scope)
         return self if context is None or context.original_route is not self else context
 
 
