@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("rules", help=what, description=what)
     dashboard.add_rules_arguments(command)
     command.set_defaults(run=dashboard.print_rules)
-    what = "start a server with the variables that are read only before the app is there"
+    what = "start a server with what is read only before the app is there"
     command = commands.add_parser("run", help=what, description=what)
     run.add_arguments(command)
     command.set_defaults(run=run.main)

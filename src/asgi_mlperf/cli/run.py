@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -15,7 +14,7 @@ from asgi_mlperf.host.cpu import cpu_budget
 from asgi_mlperf.host.environment import heap_variables, launch_variables, says_of_heaps
 from asgi_mlperf.host.heaps import heaps
 from asgi_mlperf.host.memory import memory_limit
-from asgi_mlperf.host.supervisor import Workers, workers_told
+from asgi_mlperf.host.supervisor import Workers, option_told, workers_told
 from asgi_mlperf.host.widths import widths
 from asgi_mlperf.settings import Settings
 
@@ -94,10 +93,7 @@ def plan(
     allocator = find(options.allocator) if options.allocator else None
     if allocator is not None:
         variables["LD_PRELOAD"] = " ".join(filter(None, (str(allocator), environ.get("LD_PRELOAD"))))
-    command = _command(options, given)
     coalesces = settings.enabled and _leaves_protocol_open(options, environ)
-    if coalesces:
-        command[3:3] = ["--http", _COALESCING]
     facts = [
         f"{budget.cpus:g} CPUs ({budget.source})",
         f"{told.count} workers ({told.source})",
@@ -106,11 +102,12 @@ def plan(
         f"{options.allocator or 'allocator'} {allocator or 'not found' if options.allocator else 'as it is'}",
         *([f"left as set: {' '.join(left_alone)}"] if left_alone else []),
     ]
+    command = _command(options, given, ["--http", _COALESCING] if coalesces else [])
     return command, variables, f"asgi-mlperf run: {', '.join(facts)}"
 
 
-def _command(options: argparse.Namespace, workers: int | None) -> list[str]:
-    own = list(_COMMANDS[options.server])
+def _command(options: argparse.Namespace, workers: int | None, http: list[str]) -> list[str]:
+    own = [*_COMMANDS[options.server], *http]
     if options.server == "gunicorn" and not _default_worker_class(options.server, options.arguments):
         own.clear()
     if workers is not None:
@@ -119,14 +116,13 @@ def _command(options: argparse.Namespace, workers: int | None) -> list[str]:
 
 
 def _default_worker_class(server: str, arguments: list[str]) -> bool:
-    return server == "gunicorn" and not any(word.startswith(("-k", "--worker-class")) for word in arguments)
+    return server == "gunicorn" and option_told(arguments, ("-k", "--worker-class")) is None
 
 
 def _leaves_protocol_open(options: argparse.Namespace, environ: Mapping[str, str]) -> bool:
     """Whether nobody chose uvicorn's HTTP, and it would be httptools', and can be named (since 0.36)."""
-    if options.server != "uvicorn" or "UVICORN_HTTP" in environ:
-        return False
-    if any(word.split("=")[0] == "--http" for word in options.arguments):
+    is_chosen = "UVICORN_HTTP" in environ or option_told(options.arguments, ("--http",)) is not None
+    if options.server != "uvicorn" or is_chosen:
         return False
     try:
         importlib.import_module("httptools")

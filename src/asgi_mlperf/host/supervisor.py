@@ -91,21 +91,21 @@ def workers_told(
     server = _SERVERS[name]
     if name == "gunicorn":
         command = [*shlex.split(environ.get("GUNICORN_CMD_ARGS", "")), *command]
-    count = _option(command, server.options)
+    count = option_told(command, server.options)
     if count is not None:
         return _number(count, f"{name} {server.options[-1]}") or UNKNOWN
     found = _from_variables(server.variables, environ)
     if found is not None:
         return found
     hidden = f"{name}:" in command[0]  # setproctitle has overwritten the command line
-    if hidden or _option(command, server.configs) is not None:
+    if hidden or option_told(command, server.configs) is not None:
         return UNKNOWN
     if name == "gunicorn" and (root / "proc/self/cwd/gunicorn.conf.py").exists():
         return UNKNOWN
     return Workers(1, f"{name}'s default")
 
 
-def _option(command: Sequence[str], names: Sequence[str]) -> str | None:
+def option_told(command: Sequence[str], names: Sequence[str]) -> str | None:
     """Return the value of the last of these options: ``--name value``, ``--name=value`` or ``-nvalue``."""
     found = None
     for word, following in zip(command, [*command[1:], ""], strict=True):

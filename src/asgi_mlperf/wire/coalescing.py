@@ -65,12 +65,15 @@ class _Coalesced:
         cycle = self._cycle()
         if cycle is None or not cycle.response_started:  # "100 Continue"
             self._transport.write(data)
-        elif self._head:
+        elif (
+            self._head
+            or cycle.chunked_encoding is not False
+            or cycle.more_body
+            or cycle.scope["method"] == "HEAD"
+        ):
             self._release(cycle, data)
-        elif cycle.chunked_encoding is False and not cycle.more_body and cycle.scope["method"] != "HEAD":
-            self._head = data
         else:
-            self._release(cycle, data)
+            self._head = data
 
     def close(self) -> None:
         cycle = self._cycle()
